@@ -1,0 +1,351 @@
+"""The extractive reader: exact spans from packed passages, in three modes of one interface.
+
+``N`` packed tokens of all passages with their copy of the query, ``d`` width. Passages are read
+longest first, whatever order they came in, so their order never changes an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from btr.bits import pack_signs, unpack_signs
+from btr.data.passages import Passage
+from btr.errors import UsageError
+from btr.readers.base import Answer, Mode, Reading
+from btr.readers.bert_checkpoint import BertReaderConfig, load_network, weights_digest
+from btr.readers.bert_layers import PackedAttention, run_layer
+from btr.readers.bert_network import SplitBert
+from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
+from btr.readers.spans import span_scores, top_spans
+from btr.store.format import PassageState
+
+LONGEST_ANSWER = 30
+"""Most tokens in an answer; DPR and BERT readers use 10 to 30."""
+
+CANDIDATES = 10
+"""Best spans of a passage that take part in the count of equal answers."""
+
+ENCODE_TOKENS = 4096
+"""Packed tokens of one encoding batch: enough for full matrix speed, 25 MB of activations."""
+
+
+class BertReader:
+    """A BERT-style extractive reader in one mode.
+
+    Args:
+        network: The split network, in eval mode.
+        tokenizer: Its fast tokenizer.
+        config: Its layout and budgets.
+        name: What users call it.
+    """
+
+    family = "bert"
+
+    def __init__(
+        self,
+        network: SplitBert,
+        tokenizer: PreTrainedTokenizerBase,
+        config: BertReaderConfig,
+        name: str,
+    ) -> None:
+        self.network, self.tokenizer, self.config, self.name = network, tokenizer, config, name
+        self.mode: Mode = config.mode
+        self.dtype = network.model.qa_outputs.weight.dtype
+        self._fingerprint: dict[str, str] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, *, name: str = "", dtype: torch.dtype = torch.float32
+    ) -> BertReader:
+        """Load a checkpoint folder, or a plain one that Hugging Face wrote.
+
+        Raises:
+            InputError: There is no such checkpoint.
+            IncompatibleError: It is not a BERT.
+            CorruptError: Its weights do not fit or are damaged.
+        """
+        network, tokenizer, config = load_network(folder, dtype=dtype)
+        return cls(network, tokenizer, config, name or folder.name)
+
+    @property
+    def width(self) -> int:
+        """``d``, the length of a token's state."""
+        width: int = self.network.model.config.hidden_size
+        return width
+
+    @property
+    def split_layer(self) -> int:
+        """Layers below the cut; 0 for a plain reader."""
+        return self.config.split_layer
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What stored states depend on; computed once."""
+        if self._fingerprint is None:
+            bert = self.network.model.bert
+            lower = {f"embeddings.{n}": t for n, t in bert.embeddings.state_dict().items()}
+            for i, layer in enumerate(self.network.lower):
+                lower |= {f"layer.{i}.{n}": t for n, t in layer.state_dict().items()}
+            self._fingerprint = {
+                "family": self.family,
+                "mode": self.mode,
+                "lower_weights": weights_digest(lower),
+                "tokenizer": hashlib.sha256(
+                    self.tokenizer.backend_tokenizer.to_str().encode()
+                ).hexdigest(),
+                "split_layer": str(self.config.split_layer),
+                "width": str(self.width),
+                "query_budget": str(self.config.query_budget),
+                "passage_budget": str(self.config.passage_budget),
+                "template": "title [SEP] text [SEP]",
+            }
+        return self._fingerprint
+
+    # -- offline ------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, passages: Sequence[Passage]) -> list[PassageState]:
+        """Lower layers of passages: packed signs in ``btr`` mode, float16 states in ``decomposed``.
+
+        The result for a passage depends on the passages given with it only by rounding, and
+        batches are cut from the given ones alone: the same call gives the same bytes.
+
+        Raises:
+            UsageError: The reader is a plain one; it has no lower layers to store.
+        """
+        if self.mode == "plain":
+            raise UsageError("a plain reader has no states to store", where=self.name,
+                             todo="use its decomposed or btr checkpoint")  # fmt: skip
+        inputs = [PassageTokens.of(self, p) for p in passages]
+        order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
+        rows: list[np.ndarray | None] = [None] * len(inputs)
+        batch: list[int] = []
+        for place, i in enumerate(order):
+            batch.append(i)
+            full = sum(len(inputs[j].ids) for j in batch) >= ENCODE_TOKENS
+            if full or place + 1 == len(order):
+                states = self._lower_states([inputs[j] for j in batch])
+                packed = self._to_rows(states)
+                first = 0
+                for j in batch:
+                    rows[j] = packed[first : first + len(inputs[j].ids)]
+                    first += len(inputs[j].ids)
+                batch = []
+        return [
+            PassageState(row, t.text_start, t.truncated)
+            for row, t in zip(rows, inputs, strict=True)
+            if row is not None
+        ]
+
+    def _lower_states(self, inputs: Sequence[PassageTokens]) -> Tensor:
+        """Packed ``[N, d]`` states of passages after the lower layers."""
+        hidden = self._embed([t.ids for t in inputs], self.config.query_budget, 1)
+        attend = PackedAttention([len(t.ids) for t in inputs], self.network.heads)
+        for layer in self.network.lower:
+            hidden = run_layer(layer, hidden, attend)
+        return hidden
+
+    def _embed(self, rows: Sequence[Sequence[int]], first_position: int, segment: int) -> Tensor:
+        """Packed ``[N, d]`` input states; every row counts its positions from ``first``."""
+        ids = torch.tensor([i for row in rows for i in row])
+        positions = torch.cat([torch.arange(len(row)) for row in rows]) + first_position
+        states: Tensor = self.network.model.bert.embeddings(
+            input_ids=ids[None],
+            token_type_ids=torch.full_like(ids, segment)[None],
+            position_ids=positions[None],
+        )
+        return states[0]
+
+    def _to_rows(self, states: Tensor) -> np.ndarray:
+        if self.mode == "btr":
+            return pack_signs(states).numpy()
+        return states.to(torch.float16).numpy().view(np.uint8)
+
+    def _from_rows(self, rows: np.ndarray) -> Tensor:
+        """Stored rows ``[N, row_bytes]`` to restored states ``[N, d]`` in the reader's dtype."""
+        binarizer = self.network.binarizer
+        if binarizer is not None:
+            return unpack_signs(rows, self.dtype, scale=binarizer.scale, offset=binarizer.offset)
+        return torch.from_numpy(rows.view(np.float16)).to(self.dtype)
+
+    # -- at query time ------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def read(
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        states: Sequence[PassageState] | None = None,
+        *,
+        top: int = 5,
+    ) -> Reading:
+        """Answer a question from passages.
+
+        Args:
+            question: The question, any length; past the query budget it is cut.
+            passages: Where to look, in any order.
+            states: Their stored states, in the same order, or None to encode them now. A plain
+                reader takes none.
+            top: Most answers to return; they differ in text.
+
+        Returns:
+            Spans with one probability distribution over all passages and "not answered".
+
+        Raises:
+            UsageError: States were given to a plain reader, or their number is not that of the
+                passages.
+        """
+        if states is not None and (self.mode == "plain" or len(states) != len(passages)):
+            raise UsageError("states do not fit the call", where=self.name,
+                             expected="none for a plain reader, else one a passage",
+                             found=f"{len(states)} for {len(passages)} passages")  # fmt: skip
+        if not passages:
+            return Reading((), 1.0)
+        clock = _Clock()
+        order, parts = self._passage_states(passages, states, clock)
+        query_ids = tokenize_query(self.tokenizer, question, self.config.query_budget)
+        query = self._embed([query_ids], 0, 0)
+        attend = PackedAttention([len(query_ids)], self.network.heads)
+        for layer in self.network.lower:
+            query = run_layer(layer, query, attend)
+        clock.lap("query")
+        logits = self._joint(query, parts)
+        clock.lap("joint")
+        answers, no_answer = self._decode(logits, [passages[i] for i in order], top)
+        clock.lap("decode")
+        return Reading(answers, no_answer, sum(p.truncated for p in parts), clock.stages_ms)
+
+    def _passage_states(
+        self, passages: Sequence[Passage], states: Sequence[PassageState] | None, clock: _Clock
+    ) -> tuple[list[int], list[PassageInput]]:
+        """Passage states ready for the joint layers, longest passage first."""
+        if states is not None:
+            order = sorted(range(len(states)), key=lambda i: (-len(states[i].rows), passages[i].id))
+            restored = self._from_rows(np.concatenate([states[i].rows for i in order]))
+            lengths = [len(states[i].rows) for i in order]
+            kept = [(states[i].text_start, states[i].truncated) for i in order]
+            clock.lap("unpack")
+        else:
+            tokens = [PassageTokens.of(self, p) for p in passages]
+            order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].ids), passages[i].id))
+            lengths = [len(tokens[i].ids) for i in order]
+            kept = [(tokens[i].text_start, tokens[i].truncated) for i in order]
+            clock.lap("tokenize")
+            restored = self._lower_states([tokens[i] for i in order])
+            if self.network.binarizer is not None:
+                restored = self.network.binarizer(restored)
+            clock.lap("passages")
+        split = restored.split(lengths)
+        return order, [PassageInput(s, *k) for s, k in zip(split, kept, strict=True)]
+
+    def _joint(self, query: Tensor, passages: Sequence[PassageInput]) -> list[Tensor]:
+        """Joint layers and head: per passage ``[1 + T, 2]`` float32 logits.
+
+        Row 0 is ``[CLS]``, the others are the ``T`` tokens of the passage's text. The last layer
+        computes only these rows: nobody asks for the others.
+        """
+        hidden = torch.cat([part for p in passages for part in (query, p.states)])
+        lengths = [len(query) + len(p.states) for p in passages]
+        asking = [len(p.states) - p.text_start for p in passages]
+        ends = np.cumsum(lengths).tolist()
+        rows = torch.cat(
+            [
+                torch.tensor([end - length, *range(end - ask, end - 1)])
+                for end, length, ask in zip(ends, lengths, asking, strict=True)
+            ]
+        )
+        attend = PackedAttention(lengths, self.network.heads)
+        *inner, last = self.network.joint
+        for layer in inner:
+            hidden = run_layer(layer, hidden, attend)
+        hidden = run_layer(last, hidden, PackedAttention(lengths, attend.heads, asking), rows)
+        logits: Tensor = self.network.model.qa_outputs(hidden).float()
+        return list(logits.split(asking))
+
+    def _decode(
+        self, logits: Sequence[Tensor], passages: Sequence[Passage], top: int
+    ) -> tuple[tuple[Answer, ...], float]:
+        """One normalisation over all spans of all passages and "not answered" (score 0).
+
+        A span's score is its logits less those of its own passage's ``[CLS]``, which makes passages
+        comparable. Equal texts are one answer, with the sum of their probabilities; its source is
+        the best of its spans.
+        """
+        padded = torch.nn.utils.rnn.pad_sequence(list(logits), batch_first=True)
+        lengths = torch.tensor([len(row) for row in logits])
+        place = torch.arange(padded.shape[1])
+        allowed = (place > 0) & (place < lengths[:, None])
+        none = padded[:, 0].sum(1)
+        scores = span_scores(padded[..., 0], padded[..., 1], allowed, LONGEST_ANSWER)
+        scores = scores - none[:, None, None]
+        total = torch.logsumexp(torch.cat([scores.flatten(), torch.zeros(1)]), 0)
+        values, firsts, lasts = top_spans(scores, max(top, CANDIDATES))
+        ranked = sorted(
+            (-float(values[i, j]), passages[i].id, int(firsts[i, j]), int(lasts[i, j]), i)
+            for i in range(len(passages))
+            for j in range(values.shape[1])
+            if values[i, j] > -torch.inf
+        )
+        mass: dict[str, float] = {}
+        best: dict[str, tuple[Passage, int, int]] = {}
+        offsets: dict[int, list[tuple[int, int]]] = {}
+        for negated, _, first, last, i in ranked:
+            if i not in offsets:
+                offsets[i] = encode_text(self.tokenizer, passages[i].text)[1]
+            a, b = offsets[i][first - 1][0], offsets[i][last - 1][1]
+            key = passages[i].text[a:b].casefold()
+            mass[key] = mass.get(key, 0.0) + math.exp(-negated - float(total))
+            best.setdefault(key, (passages[i], a, b))
+        chosen = sorted(best, key=lambda key: -mass[key])[:top]
+        answers = []
+        for key in chosen:
+            passage, a, b = best[key]
+            answers.append(Answer(passage.text[a:b], min(1.0, mass[key]), passage, a, b))
+        return tuple(answers), float(torch.exp(-total))
+
+
+class PassageInput:
+    """A passage on its way into the joint layers: ``states`` is ``[P, d]``."""
+
+    __slots__ = ("states", "text_start", "truncated")
+
+    def __init__(self, states: Tensor, text_start: int, truncated: bool) -> None:
+        self.states, self.text_start, self.truncated = states, text_start, truncated
+
+
+class PassageTokens:
+    """A tokenised passage."""
+
+    __slots__ = ("ids", "text_start", "truncated")
+
+    def __init__(self, ids: list[int], text_start: int, truncated: bool) -> None:
+        self.ids, self.text_start, self.truncated = ids, text_start, truncated
+
+    @classmethod
+    def of(cls, reader: BertReader, passage: Passage) -> PassageTokens:
+        """Tokenise a passage within the reader's budget."""
+        budget = reader.config.passage_budget
+        return cls(*tokenize_passage(reader.tokenizer, passage.title, passage.text, budget)[:3])
+
+
+class _Clock:
+    """Wall milliseconds between laps."""
+
+    def __init__(self) -> None:
+        self.stages_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1e3 * (now - self._last)
+        self._last = now
+

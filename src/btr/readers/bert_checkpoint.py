@@ -1,0 +1,162 @@
+"""Extractive checkpoints: a Hugging Face folder with a ``btr`` section in ``config.json``.
+
+Frozen word embeddings that a base model already carries are not saved again: the section names the
+base, and loading takes them from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerBase
+
+from btr.binarize import PostNormBinarizer
+from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.models import resolve
+from btr.readers.bert_network import SplitBert
+from btr.readers.bert_text import load_tokenizer
+
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class BertReaderConfig:
+    """The ``btr`` section of an extractive checkpoint.
+
+    Attributes:
+        mode: Which mode the weights were trained for: plain, decomposed or btr.
+        split_layer: Layers below the cut; 0 for plain.
+        query_budget: Positions kept for ``[CLS] question [SEP]``.
+        passage_budget: Most tokens of a passage.
+        word_embeddings: Model whose word embeddings these are, or "" if saved in the checkpoint.
+        family: Always "bert" here.
+    """
+
+    mode: str
+    split_layer: int
+    query_budget: int = 48
+    passage_budget: int = 384
+    word_embeddings: str = ""
+    family: str = "bert"
+
+
+def save_checkpoint(
+    folder: Path,
+    network: SplitBert,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BertReaderConfig,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a checkpoint beside ``folder`` and rename it into place."""
+    beside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    tensors: dict[str, Tensor] = dict(network.model.state_dict())
+    if config.word_embeddings:
+        del tensors[WORD_EMBEDDINGS]
+    if network.binarizer is not None:
+        tensors |= {f"binarizer.{n}": t for n, t in network.binarizer.state_dict().items()}
+    save_file(
+        {n: t.detach().to(dtype).contiguous() for n, t in tensors.items()},
+        beside / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    described = json.loads(network.model.config.to_json_string(use_diff=False))
+    described = {k: v for k, v in described.items() if k in _KEPT_CONFIG}
+    described["architectures"] = ["BertForQuestionAnswering"]
+    described["dtype"] = str(dtype).removeprefix("torch.")
+    described["btr"] = asdict(config)
+    (beside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    tokenizer.save_pretrained(beside)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+_KEPT_CONFIG = {
+    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
+    "layer_norm_eps", "pad_token_id",
+}  # fmt: skip
+
+
+def load_network(
+    folder: Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[SplitBert, PreTrainedTokenizerBase, BertReaderConfig]:
+    """Read a checkpoint folder made by :func:`save_checkpoint` or by Hugging Face.
+
+    A folder without a ``btr`` section is a plain reader.
+
+    Returns:
+        The network in eval mode and ``dtype``, its tokenizer and its configuration.
+
+    Raises:
+        InputError: No such checkpoint, or not a BERT.
+        CorruptError: Tensors are missing, left over, of the wrong shape or not finite.
+    """
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise InputError("not a checkpoint folder", where=str(folder),
+                         expected="config.json and model.safetensors",
+                         found=f"no {Path(str(error.filename)).name}") from error  # fmt: skip
+    except Exception as error:
+        raise CorruptError("checkpoint cannot be read", where=str(folder), found=str(error),
+                           todo="fetch it again") from error  # fmt: skip
+    if described.get("model_type") != "bert":
+        raise IncompatibleError("not a BERT checkpoint", where=str(folder / "config.json"),
+                                expected="model_type bert", found=str(described.get("model_type")))  # fmt: skip
+    section = described.pop("btr", None)
+    config = BertReaderConfig(**section) if section else BertReaderConfig("plain", 0)
+    model = BertForQuestionAnswering(BertConfig(**described))
+    binarizer = PostNormBinarizer(model.config.hidden_size) if config.mode == "btr" else None
+    network = SplitBert(model, config.split_layer, config.query_budget, binarizer=binarizer)
+    tensors = {n if n.startswith("binarizer.") else f"model.{n}": t for n, t in tensors.items()}
+    if config.word_embeddings:
+        base = load_file(Path(resolve(config.word_embeddings)) / "model.safetensors")
+        tensors[f"model.{WORD_EMBEDDINGS}"] = base["embeddings.word_embeddings.weight"]
+    check_tensors(tensors, network.state_dict(), str(folder / "model.safetensors"))
+    network.load_state_dict(tensors)
+    network.requires_grad_(False)
+    tokenizer = load_tokenizer(folder)
+    return network.to(dtype).eval(), tokenizer, config
+
+
+def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
+    """Refuse weights that do not fit: safetensors itself checks neither names nor values.
+
+    Raises:
+        CorruptError: Names the first tensor that is missing, left over, misshapen or not finite.
+    """
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            fault = "tensor is missing" if name not in found else "tensor does not belong"
+            raise CorruptError(f"{fault}: {name}", where=where, todo="fetch the checkpoint again")
+        if found[name].shape != wanted[name].shape:
+            raise CorruptError(f"tensor has the wrong shape: {name}", where=where,
+                               expected=str(tuple(wanted[name].shape)),
+                               found=str(tuple(found[name].shape)))  # fmt: skip
+        if not torch.isfinite(found[name]).all():
+            raise CorruptError(f"tensor holds NaN or infinity: {name}", where=where,
+                               todo="fetch the checkpoint again")  # fmt: skip
+
+
+def weights_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}:{tuple(value.shape)};".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

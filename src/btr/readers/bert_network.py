@@ -1,0 +1,114 @@
+"""The split BERT network: lower layers apart, joint layers together (method, section 2).
+
+``B`` questions, ``U`` distinct passages, ``Q`` and ``P`` their padded lengths, ``d`` the width.
+A network has ``n`` layers of which the first ``split_layer`` are the lower ones. ``split_layer`` 0
+is the plain reader, and then the whole network equals ``BertForQuestionAnswering`` on
+``[CLS] question [SEP] passage [SEP]`` with the position ids of :func:`positions`.
+
+A passage token sits at the same offset from the query whatever the query's length: positions
+``0 .. query_budget - 1`` belong to the query, ``query_budget ..`` to the passage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import BertForQuestionAnswering
+
+from btr.binarize import PostNormBinarizer
+from btr.readers.bert_layers import PaddedAttention, run_layer
+
+
+@dataclass
+class JointStates:
+    """What distillation looks at: per joint layer, outputs and attention.
+
+    ``hidden`` holds ``[B, Q + P, d]`` a layer; ``probabilities`` ``[B, H, Q + P, Q + P]`` a layer.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    probabilities: list[Tensor] = field(default_factory=list)
+
+
+class SplitBert(nn.Module):
+    """A Hugging Face extractive BERT, split at ``split_layer``, with an optional binarizer."""
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        split_layer: int,
+        query_budget: int,
+        *,
+        binarizer: PostNormBinarizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.binarizer = model, binarizer
+        self.split_layer, self.query_budget = split_layer, query_budget
+        self.heads: int = model.config.num_attention_heads
+
+    @property
+    def lower(self) -> list[nn.Module]:
+        """Layers ``1 .. k``: query and passage apart."""
+        return list(self.model.bert.encoder.layer[: self.split_layer])
+
+    @property
+    def joint(self) -> list[nn.Module]:
+        """Layers ``k + 1 .. n``: query and passage together."""
+        return list(self.model.bert.encoder.layer[self.split_layer :])
+
+    def embed(self, ids: Tensor, first_position: int, segment: int) -> Tensor:
+        """``[..., T]`` token ids to ``[..., T, d]`` input states, positions counted from ``first``."""
+        positions = torch.arange(first_position, first_position + ids.shape[-1], device=ids.device)
+        states: Tensor = self.model.bert.embeddings(
+            input_ids=ids,
+            token_type_ids=torch.full_like(ids, segment),
+            position_ids=positions.expand_as(ids),
+        )
+        return states
+
+    def encode_query(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Query states after the lower layers: ids and mask ``[B, Q]`` to ``[B, Q, d]``."""
+        return self._run_lower(self.embed(ids, 0, 0), mask)
+
+    def encode_passage(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Passage states after the lower layers, before binarizing: ``[U, P]`` to ``[U, P, d]``."""
+        return self._run_lower(self.embed(ids, self.query_budget, 1), mask)
+
+    def _run_lower(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        attend = PaddedAttention(mask, self.heads, hidden.dtype)
+        for layer in self.lower:
+            hidden = run_layer(layer, hidden, attend)
+        return hidden
+
+    def read(
+        self,
+        query: Tensor,
+        query_mask: Tensor,
+        passage: Tensor,
+        passage_mask: Tensor,
+        record: JointStates | None = None,
+    ) -> Tensor:
+        """Joint layers and span head.
+
+        Args:
+            query: ``[B, Q, d]`` query states, and ``query_mask`` ``[B, Q]`` bool.
+            passage: ``[B, P, d]`` passage states (restored, if binarized), and ``passage_mask``.
+            record: Filled with every joint layer's outputs and attention, if given.
+
+        Returns:
+            ``[B, Q + P, 2]`` float32 start and end logits.
+        """
+        hidden = torch.cat([query, passage], dim=1)
+        attend = PaddedAttention(
+            torch.cat([query_mask, passage_mask], dim=1), self.heads, hidden.dtype
+        )
+        for layer in self.joint:
+            hidden = run_layer(layer, hidden, attend)
+            if record is not None:
+                record.hidden.append(hidden)
+                assert attend.probabilities is not None
+                record.probabilities.append(attend.probabilities)
+        logits: Tensor = self.model.qa_outputs(hidden)
+        return logits.float()

@@ -1,0 +1,432 @@
+"""The three training steps of an extractive reader (method, section 4).
+
+1. ``reader``: the ordinary reader; span loss.
+2. ``decompose``: split at ``lower`` layers with ``joint`` further ones, started from step 1 and
+   distilled from it.
+3. ``binarize``: the same with the binarizer, started from step 2; span loss and recovery loss.
+
+Run as ``python -m btr.train.extractive --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertForQuestionAnswering, PreTrainedTokenizerBase
+
+from btr.binarize import PostNormBinarizer, straight_through_sign
+from btr.evaluate.metrics import exact_match, f1_score
+from btr.models import resolve
+from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
+from btr.readers.bert_network import JointStates, SplitBert
+from btr.readers.spans import span_scores, top_spans
+from btr.train import losses
+from btr.train.loop import Loop, LoopSettings
+from btr.train.optimizer import MasterAdamW
+from btr.train.span_examples import (
+    SpanBatch,
+    SpanData,
+    SpanDataBuilder,
+    SpanExample,
+    collate,
+    epoch_batches,
+    in_dev,
+    read_jsonl,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One training file: how many passages a question to take as positives, and its share."""
+
+    name: str
+    positives: int = 1
+    share: float = 1.0
+
+
+SOURCES = (
+    Source("squad"),
+    Source("qamr"),
+    Source("nq_bm25", positives=2),
+    Source("triviaqa_bm25", positives=1),
+    Source("webquestions_bm25", positives=1),
+)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What one training step does; 0 switches a loss off."""
+
+    stage: str
+    lower: int = 0
+    joint: int = 0
+    epochs: int = 3
+    lr: float = 1.5e-4
+    token_budget: int = 6000
+    negative_share: float = 0.2
+    qamr_share: float = 0.5
+    state_weight: float = 0.0
+    answer_weight: float = 0.0
+    recovery_weight: float = 0.0
+    distil_share: float = 0.5
+    embedding_dropout: float = 0.1
+    dev_share: float = 0.04
+    passage_budget: int = 256
+    seed: int = 1
+
+
+@dataclass
+class DevSet:
+    """Held-out questions, by source; answers are compared as text."""
+
+    data: SpanData
+    rows: dict[str, list[tuple[SpanExample, str, list[tuple[int, int]], int, list[str]]]]
+
+
+def load_data(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, settings: StepSettings, query_budget: int
+) -> tuple[SpanData, DevSet]:
+    """Read the training files; passages of the dev split are kept out of the first result."""
+    train = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
+    dev = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
+    rows: dict[str, list[tuple[SpanExample, str, list[tuple[int, int]], int, list[str]]]] = {}
+    chooser = random.Random(settings.seed)
+    for source in SOURCES:
+        share = settings.qamr_share if source.name == "qamr" else source.share
+        siblings: dict[str, list[int]] = {}
+        pending: list[tuple[int, str, int]] = []
+        for record in read_jsonl(folder / f"{source.name}.jsonl.gz"):
+            contexts: list[dict[str, str]] = record["ctxs"]  # type: ignore[assignment]
+            answers: list[str] = record["answers"]  # type: ignore[assignment]
+            question = str(record["question"])
+            hits = [c for c in contexts if c.get("hasanswer", True)][: source.positives]
+            if in_dev(contexts[0]["text"], settings.dev_share):
+                number = dev.question(question)
+                for c in hits[:1]:
+                    if dev.add(number, c["title"], c["text"], answers):
+                        passage = dev.passage(c["title"], c["text"])
+                        rows.setdefault(source.name, []).append(
+                            (dev.data.examples[-1], c["text"], passage[1], passage[2], answers)
+                        )
+                continue
+            if chooser.random() >= share:
+                continue
+            hits = [c for c in hits if not in_dev(c["text"], settings.dev_share)]
+            number = train.question(question)
+            added = [train.add(number, c["title"], c["text"], answers) for c in hits]
+            if not any(added):
+                continue
+            misses = [c for c in contexts if not c.get("hasanswer", True)][:4]
+            if misses:
+                train.data.negatives[number] = [
+                    train.passage(c["title"], c["text"])[0] for c in misses
+                ]
+            else:
+                here = train.passage(hits[0]["title"], hits[0]["text"])[0]
+                siblings.setdefault(hits[0]["title"], []).append(here)
+                pending.append((number, hits[0]["title"], here))
+        # A gold passage's best distractor is another passage of the same article.
+        for number, title, here in pending:
+            others = sorted({p for p in siblings[title] if p != here})
+            if others:
+                train.data.negatives[number] = chooser.sample(others, min(4, len(others)))
+    return train.data, DevSet(dev.data, rows)
+
+
+def device_of(network: SplitBert) -> torch.device:
+    """Where a network's weights are."""
+    return network.model.qa_outputs.weight.device
+
+
+def run_network(
+    network: SplitBert, batch: SpanBatch, record: JointStates | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward pass of a training batch.
+
+    Returns:
+        Start and end logits ``[B, 1 + P]`` (column 0: not answered here), their mask, and the
+        passage states ``[U, P, d]`` before and after the binarizer.
+    """
+    query = network.encode_query(batch.query_ids, batch.query_mask)
+    state = network.encode_passage(batch.passage_ids, batch.passage_mask)
+    restored = state if network.binarizer is None else network.binarizer(state)
+    mask = batch.passage_mask[batch.passage_of]
+    logits = network.read(query, batch.query_mask, restored[batch.passage_of], mask, record)
+    length = batch.query_ids.shape[1]
+    logits = torch.cat([logits[:, :1], logits[:, length:]], dim=1)
+    full = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    return logits[..., 0], logits[..., 1], full, state, restored
+
+
+class StageLoss:
+    """The loss of one stage over one batch of examples."""
+
+    def __init__(
+        self,
+        network: SplitBert,
+        data: SpanData,
+        settings: StepSettings,
+        teacher: SplitBert | None,
+        recovery: nn.Linear | None,
+    ) -> None:
+        self.network, self.data, self.settings = network, data, settings
+        self.teacher, self.recovery = teacher, recovery
+
+    def __call__(self, examples: list[SpanExample]) -> dict[str, Tensor]:
+        batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
+        student = JointStates()
+        start, end, mask, state, restored = run_network(self.network, batch, student)
+        parts = {
+            "span": (
+                losses.marginal_nll(start, batch.starts, mask)
+                + losses.marginal_nll(end, batch.ends, mask)
+            )
+            / 2
+        }
+        if self.teacher is not None and (settings.state_weight or settings.answer_weight):
+            seen = JointStates()
+            with torch.no_grad():
+                t_start, t_end, _, _, _ = run_network(self.teacher, batch, seen)
+            if settings.answer_weight:
+                parts["answer"] = (
+                    losses.answer_divergence(start, t_start, mask)
+                    + losses.answer_divergence(end, t_end, mask)
+                ) * (settings.answer_weight / 2)
+            if settings.state_weight:
+                parts["state"] = self._state_loss(student, seen, batch) * settings.state_weight
+        if self.recovery is not None:
+            # The projection must see the bits alone, so that they are what keeps the information.
+            bits = straight_through_sign(state)
+            parts["recovery"] = settings.recovery_weight * losses.recovery_loss(
+                state, self.recovery(bits), batch.passage_mask
+            )
+        return parts
+
+    def _state_loss(self, student: JointStates, teacher: JointStates, batch: SpanBatch) -> Tensor:
+        length, depth = batch.query_ids.shape[1], len(student.hidden)
+        mask = batch.passage_mask[batch.passage_of]
+        depth = min(depth, len(teacher.hidden))
+        tokens = losses.query_aware_tokens(
+            teacher.probabilities[-depth:], batch.query_mask, mask, self.settings.distil_share
+        )
+        return losses.state_distance(
+            [h[:, length:] for h in student.hidden[-depth:]],
+            [h[:, length:] for h in teacher.hidden[-depth:]],
+            tokens,
+        )
+
+
+@torch.no_grad()
+def evaluate_dev(network: SplitBert, dev: DevSet) -> dict[str, float]:
+    """F1 and EM in percent of the best span on held-out questions; ``score`` is what to keep by.
+
+    ``score`` weighs squad and nq F1 equally: they are the two evaluations that matter.
+    """
+    network.eval()
+    figures: dict[str, float] = {}
+    for name in ("squad", "nq_bm25"):
+        em: list[float] = []
+        f1: list[float] = []
+        rows = sorted(dev.rows.get(name, [])[:800], key=lambda row: len(row[1]))
+        for i in range(0, len(rows), 32):
+            chunk = rows[i : i + 32]
+            batch = collate(dev.data, [row[0] for row in chunk]).to(device_of(network))
+            outputs = run_network(network, batch)
+            start, end, mask = (x.cpu() for x in outputs[:3])
+            for j, (_, text, offsets, text_start, answers) in enumerate(chunk):
+                allowed = torch.zeros_like(mask[j : j + 1])
+                allowed[:, 1 + text_start : 1 + text_start + len(offsets)] = True
+                row = slice(j, j + 1)
+                _, first, last = top_spans(span_scores(start[row], end[row], allowed, 30), top=1)
+                a, b = int(first[0, 0]) - 1 - text_start, int(last[0, 0]) - 1 - text_start
+                answer = text[offsets[a][0] : offsets[b][1]]
+                em.append(exact_match(answer, answers))
+                f1.append(f1_score(answer, answers))
+        figures[f"{name}_em"] = round(100 * float(np.mean(em)), 2)
+        figures[f"{name}_f1"] = round(100 * float(np.mean(f1)), 2)
+    network.train()
+    figures["score"] = round((figures["squad_f1"] + figures["nq_bm25_f1"]) / 2, 3)
+    return figures
+
+
+def start_reader(base: str, query_budget: int) -> SplitBert:
+    """Step 1 starts from a pretrained BERT, with a new span head."""
+    model = BertForQuestionAnswering.from_pretrained(resolve(base))
+    return SplitBert(model, 0, query_budget)
+
+
+def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
+    """Step 2 starts from the plain reader.
+
+    With ``n`` its layers, the joint part is its last ``joint`` layers and the lower part the
+    ``n - joint`` before them (the paper's split), cut or followed by layers that start close to
+    the identity so that ``lower`` is reached. Depth below the cut is free at query time.
+    """
+    layers = list(plain.model.bert.encoder.layer)
+    below = layers[: len(layers) - joint][:lower]
+    chosen = [*below, *[below[-1]] * (lower - len(below)), *layers[-joint:]]
+    config = copy.deepcopy(plain.model.config)
+    config.num_hidden_layers = lower + joint
+    model = BertForQuestionAnswering(config)
+    model.bert.embeddings.load_state_dict(plain.model.bert.embeddings.state_dict())
+    model.qa_outputs.load_state_dict(plain.model.qa_outputs.state_dict())
+    for mine, theirs in zip(model.bert.encoder.layer, chosen, strict=True):
+        mine.load_state_dict(theirs.state_dict())
+    for extra in model.bert.encoder.layer[len(below) : lower]:
+        make_near_identity(extra, below[-1].output.LayerNorm)
+    return SplitBert(model, lower, plain.query_budget)
+
+
+@torch.no_grad()
+def make_near_identity(layer: nn.Module, norm: nn.LayerNorm) -> None:
+    """Let a post-norm layer pass on what the layer before it, with this last norm, gives it.
+
+    Attention and feed-forward add nothing at first. The norms then see ``gamma z + beta`` with
+    ``z`` of variance 1 and give it back its own mean and spread over the dimensions.
+    """
+    for branch in (layer.attention.output, layer.output):
+        nn.init.zeros_(branch.dense.weight)
+        nn.init.zeros_(branch.dense.bias)
+        spread = norm.weight.square().mean() + norm.bias.var(unbiased=False)
+        branch.LayerNorm.weight.fill_(float(spread.sqrt()))
+        branch.LayerNorm.bias.fill_(float(norm.bias.mean()))
+
+
+@torch.no_grad()
+def start_binarized(decomposed: SplitBert, data: SpanData) -> SplitBert:
+    """Step 3 starts from step 2, the binarizer from the least-squares fit on a sample of states."""
+    network = copy.deepcopy(decomposed)
+    network.binarizer = PostNormBinarizer(network.model.config.hidden_size)
+    batch = collate(data, data.examples[:: max(1, len(data.examples) // 256)][:256])
+    states = network.encode_passage(batch.passage_ids, batch.passage_mask)
+    network.binarizer.calibrate(states[batch.passage_mask])
+    return network
+
+
+def train_stage(
+    settings: StepSettings,
+    *,
+    data_folder: Path,
+    output: Path,
+    base: str,
+    plain: Path | None = None,
+    decomposed: Path | None = None,
+    loop_settings: LoopSettings | None = None,
+) -> dict[str, float]:
+    """Run one step and write its best checkpoint to ``output/checkpoint``.
+
+    Returns:
+        The best dev figures.
+    """
+    torch.manual_seed(settings.seed)
+    query_budget = BertReaderConfig("plain", 0).query_budget
+    tokenizer = AutoTokenizer.from_pretrained(resolve(base))
+    data, dev = load_data(data_folder, tokenizer, settings, query_budget)
+    print(f"{len(data.examples)} examples, {len(data.passages)} passages", flush=True)
+    teacher = recovery = None
+    if settings.stage == "reader":
+        network = start_reader(base, query_budget)
+    elif settings.stage == "decompose":
+        assert plain is not None
+        teacher = load_network(plain)[0]
+        network = start_decomposed(teacher, settings.lower, settings.joint)
+    else:
+        assert decomposed is not None
+        network = start_binarized(load_network(decomposed)[0], data)
+        teacher = load_network(plain)[0] if plain is not None else None
+        if settings.recovery_weight:
+            width = network.model.config.hidden_size
+            recovery = nn.Linear(width, width)
+            nn.init.eye_(recovery.weight)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device).bfloat16().train().requires_grad_(True)
+    network.model.bert.embeddings.word_embeddings.requires_grad_(False)
+    # Dropout once, at the input: inside the layers it costs a third of the step on this CPU.
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    network.model.bert.embeddings.dropout.p = settings.embedding_dropout
+    if teacher is not None:
+        teacher.to(device).bfloat16().eval().requires_grad_(False)
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    if recovery is not None:
+        recovery.to(device).bfloat16()
+        named += [(f"recovery.{n}", p) for n, p in recovery.named_parameters()]
+    mode = {"reader": "plain", "decompose": "decomposed", "binarize": "btr"}[settings.stage]
+    config = BertReaderConfig(mode, network.split_layer, query_budget, word_embeddings=base)
+    loop_settings = loop_settings or LoopSettings(settings.epochs, settings.lr, seed=settings.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    make: Callable[[int], MasterAdamW] = lambda total: MasterAdamW(  # noqa: E731
+        named,
+        lr=loop_settings.lr,
+        weight_decay=loop_settings.weight_decay,
+        warmup=loop_settings.warmup,
+        total=total,
+    )
+
+    def keep() -> None:
+        # The masters, not their 16-bit shadows: half of the precision would be lost otherwise.
+        exact = copy.deepcopy(network).cpu().float()
+        exact.load_state_dict(
+            {**exact.state_dict(), **{n: m.cpu() for n, m in loop.optimizer.masters.items()
+                                      if not n.startswith("recovery.")}}
+        )  # fmt: skip
+        save_checkpoint(output / "checkpoint", exact, tokenizer, config)
+
+    loop = Loop(
+        loop_settings,
+        plan=lambda epoch: epoch_batches(
+            data,
+            seed=settings.seed,
+            epoch=epoch,
+            token_budget=settings.token_budget,
+            negative_share=settings.negative_share,
+        ),
+        loss=StageLoss(network, data, settings, teacher, recovery),
+        make_optimizer=make,
+        evaluate=partial(evaluate_dev, network, dev),
+        keep=keep,
+        folder=output,
+    )
+    return loop.run()
+
+
+def main() -> None:
+    """Command line of one training step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--stage", required=True, choices=["reader", "decompose", "binarize"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with the training files")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--base", default="minilm-encoder")
+    parser.add_argument("--plain", type=Path, help="checkpoint of step 1 (start and teacher)")
+    parser.add_argument("--decomposed", type=Path, help="checkpoint of step 2")
+    defaults = StepSettings("reader")
+    for name, value in asdict(defaults).items():
+        if name != "stage":
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    given = vars(parser.parse_args())
+    settings = replace(defaults, **{k: given[k] for k in asdict(defaults)})
+    best = train_stage(
+        settings,
+        data_folder=given["data"],
+        output=given["output"],
+        base=given["base"],
+        plain=given["plain"],
+        decomposed=given["decomposed"],
+    )
+    print(json.dumps(best))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Losses of the three training steps (method, section 4), as pure functions.
+
+``B`` examples, ``S`` positions a span may start or end at (0 is "not answered here"), ``T`` tokens,
+``d`` width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def marginal_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``-log sum_{i in targets} softmax(logits)_i``.
+
+    Args:
+        logits: ``[B, S]`` float32.
+        targets: ``[B, S]`` bool, at least one True in every row.
+        mask: ``[B, S]`` bool, positions that take part.
+
+    Returns:
+        A scalar.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    every = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
+    wanted = torch.logsumexp(logits.masked_fill(~targets, lowest), dim=1)
+    return (every - wanted).mean()
+
+
+def answer_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean KL(teacher || student) of the distributions over ``S`` positions; logits ``[B, S]``."""
+    lowest = torch.finfo(student.dtype).min
+    log_student = functional.log_softmax(student.masked_fill(~mask, lowest), dim=1)
+    log_teacher = functional.log_softmax(teacher.masked_fill(~mask, lowest), dim=1)
+    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def query_aware_tokens(
+    probabilities: list[Tensor], query_mask: Tensor, passage_mask: Tensor, share: float
+) -> Tensor:
+    """The passage tokens that the teacher's query looks at most.
+
+    Args:
+        probabilities: Teacher's attention per joint layer, ``[B, H, Q + P, Q + P]``.
+        query_mask: ``[B, Q]`` bool.
+        passage_mask: ``[B, P]`` bool.
+        share: Share of each passage's tokens to keep (paper: 0.5).
+
+    Returns:
+        ``[B, P]`` bool.
+    """
+    length = query_mask.shape[1]
+    weight = query_mask[:, None, :, None].to(probabilities[0].dtype)
+    attention = sum((p[:, :, :length, length:] * weight).sum((1, 2)) for p in probabilities)
+    assert isinstance(attention, Tensor)
+    attention = attention.float().masked_fill(~passage_mask, -1.0)
+    keep = (passage_mask.sum(1) * share).ceil().long().clamp_min(1)
+    rank = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < keep[:, None]) & passage_mask
+
+
+def state_distance(student: list[Tensor], teacher: list[Tensor], tokens: Tensor) -> Tensor:
+    """Mean squared error of joint-layer states on the chosen tokens.
+
+    Args:
+        student: Passage states per joint layer, ``[B, P, d]``.
+        teacher: The same of the teacher's corresponding layers.
+        tokens: ``[B, P]`` bool.
+    """
+    picked = tokens.nonzero(as_tuple=True)
+    errors = [
+        functional.mse_loss(s[picked].float(), t[picked].float())
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def recovery_loss(h: Tensor, recovered: Tensor, mask: Tensor) -> Tensor:
+    """``mean((h - (W b + c))^2)`` over real tokens; ``h`` and ``W b + c`` are ``[U, P, d]``."""
+    return functional.mse_loss(recovered[mask].float(), h[mask].float())

@@ -1,0 +1,227 @@
+"""Questions with answer strings to tokenised span examples, and those to batches.
+
+Data comes without answer offsets, so every place in the passage where an answer string stands is a
+target and the loss sums over them. A question may also be paired with a passage that does not
+answer it: its target is the ``[CLS]`` token, "not answered here".
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from btr.readers.bert_text import tokenize_passage, tokenize_query
+
+MAX_TARGETS = 8
+"""Places of an answer in one passage that count as targets; further ones are rare and dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanExample:
+    """One question over one passage; ``spans`` are passage token positions, empty for "not here"."""
+
+    question: int
+    passage: int
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class SpanData:
+    """Tokenised questions and passages with the examples that pair them.
+
+    ``negatives`` names for each question the passages that do not answer it.
+    """
+
+    questions: list[np.ndarray] = field(default_factory=list)
+    passages: list[np.ndarray] = field(default_factory=list)
+    examples: list[SpanExample] = field(default_factory=list)
+    negatives: dict[int, list[int]] = field(default_factory=dict)
+
+
+def in_dev(passage_text: str, share: float) -> bool:
+    """Whether a passage belongs to the dev split: by its text, so no passage is in both."""
+    return zlib.crc32(passage_text.encode()) % 10_000 < share * 10_000
+
+
+def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
+    """Character spans of whole-word, case-insensitive occurrences of any answer in ``text``."""
+    spans: set[tuple[int, int]] = set()
+    for answer in answers:
+        words = answer.split()
+        if not words:
+            continue
+        pattern = r"\s+".join(re.escape(w) for w in words)
+        pattern = (r"(?<!\w)" if words[0][0].isalnum() else "") + pattern
+        pattern += r"(?!\w)" if words[-1][-1].isalnum() else ""
+        spans |= {m.span() for m in re.finditer(pattern, text, re.IGNORECASE)}
+    return sorted(spans)
+
+
+class SpanDataBuilder:
+    """Tokenises each distinct question and passage once.
+
+    Args:
+        tokenizer: A fast BERT tokenizer.
+        query_budget: Most query tokens with ``[CLS]`` and ``[SEP]``.
+        passage_budget: Most passage tokens; later ones are cut in training.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, query_budget: int, passage_budget: int
+    ) -> None:
+        self.tokenizer, self.data = tokenizer, SpanData()
+        self.query_budget, self.passage_budget = query_budget, passage_budget
+        self._passages: dict[tuple[str, str], tuple[int, list[tuple[int, int]], int]] = {}
+
+    def passage(self, title: str, text: str) -> tuple[int, list[tuple[int, int]], int]:
+        """Number of the passage, character offsets of its text tokens, and where those start."""
+        known = self._passages.get((title, text))
+        if known is None:
+            ids, text_start, _, offsets = tokenize_passage(
+                self.tokenizer, title, text, self.passage_budget
+            )
+            known = (len(self.data.passages), offsets, text_start)
+            self._passages[title, text] = known
+            self.data.passages.append(np.asarray(ids, np.int32))
+        return known
+
+    def question(self, question: str) -> int:
+        """Add a question; returns its number."""
+        ids = tokenize_query(self.tokenizer, question, self.query_budget)
+        self.data.questions.append(np.asarray(ids, np.int32))
+        return len(self.data.questions) - 1
+
+    def add(self, question: int, title: str, text: str, answers: Sequence[str]) -> bool:
+        """Pair a question with a passage that answers it; False if no answer is found in it."""
+        number, offsets, text_start = self.passage(title, text)
+        spans = []
+        for first, last in find_answers(text, answers):
+            inside = [i for i, (a, b) in enumerate(offsets) if b > first and a < last]
+            if inside and offsets[inside[-1]][1] >= last:
+                spans.append((text_start + inside[0], text_start + inside[-1]))
+        if spans:
+            example = SpanExample(question, number, tuple(sorted(set(spans))[:MAX_TARGETS]))
+            self.data.examples.append(example)
+        return bool(spans)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, object]]:
+    """Records of a gzipped JSON-lines file of the training data."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+@dataclass
+class SpanBatch:
+    """Padded tensors of one batch.
+
+    ``query_ids`` ``[B, Q]`` and ``passage_ids`` ``[U, P]`` int64 with bool masks; ``passage_of``
+    ``[B]`` maps a question to its passage; ``starts`` and ``ends`` ``[B, 1 + P]`` bool mark the
+    targets, column 0 being "not answered here".
+    """
+
+    query_ids: Tensor
+    query_mask: Tensor
+    passage_ids: Tensor
+    passage_mask: Tensor
+    passage_of: Tensor
+    starts: Tensor
+    ends: Tensor
+
+    def to(self, device: torch.device) -> SpanBatch:
+        """The same batch on another device."""
+        return SpanBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Ragged id rows to ``[n, longest]`` int64 ids (0 where padded) and a bool mask."""
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int64)
+    mask = np.zeros((len(rows), longest), np.bool_)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def collate(data: SpanData, examples: Sequence[SpanExample]) -> SpanBatch:
+    """Examples to one batch; a passage that several share appears once."""
+    distinct = sorted({e.passage for e in examples})
+    row = {number: i for i, number in enumerate(distinct)}
+    query_ids, query_mask = pad([data.questions[e.question] for e in examples])
+    passage_ids, passage_mask = pad([data.passages[number] for number in distinct])
+    targets = torch.zeros((2, len(examples), 1 + passage_ids.shape[1]), dtype=torch.bool)
+    for i, example in enumerate(examples):
+        for first, last in example.spans:
+            targets[0, i, 1 + first] = targets[1, i, 1 + last] = True
+        if not example.spans:
+            targets[:, i, 0] = True
+    passage_of = torch.tensor([row[e.passage] for e in examples])
+    return SpanBatch(
+        query_ids, query_mask, passage_ids, passage_mask, passage_of, targets[0], targets[1]
+    )
+
+
+def epoch_batches(
+    data: SpanData,
+    *,
+    seed: int,
+    epoch: int,
+    token_budget: int,
+    negative_share: float,
+    questions_per_passage: int = 4,
+) -> list[list[SpanExample]]:
+    """The batches of one epoch, the same for the same arguments.
+
+    Up to ``questions_per_passage`` questions on one passage stay together, so that its lower layers
+    run once for them; groups of similar length share a batch, so that little is padding.
+
+    Args:
+        data: Tokenised examples.
+        seed: With ``epoch``, all of the randomness.
+        epoch: Number of the pass.
+        token_budget: Most padded tokens (query and passage of every example) in a batch.
+        negative_share: Chance that a question comes a second time, with a passage that does not
+            answer it.
+        questions_per_passage: Size of a group.
+    """
+    random = np.random.default_rng([seed, epoch])
+    groups: dict[int, list[SpanExample]] = {}
+    for i in random.permutation(len(data.examples)):
+        example = data.examples[i]
+        groups.setdefault(example.passage, []).append(example)
+        others = data.negatives.get(example.question, ())
+        if others and random.random() < negative_share:
+            other = others[random.integers(len(others))]
+            negative = SpanExample(example.question, other, ())
+            groups.setdefault(other, []).append(negative)
+    chunks = [
+        group[i : i + questions_per_passage]
+        for group in groups.values()
+        for i in range(0, len(group), questions_per_passage)
+    ]
+    lengths = np.array([len(data.passages[c[0].passage]) for c in chunks])
+    # Jitter keeps batches from holding the same neighbours in every epoch.
+    order = np.argsort(lengths + random.uniform(0, 6, len(chunks)), kind="stable")
+    batches: list[list[SpanExample]] = []
+    current: list[SpanExample] = []
+    for i in order:
+        grown = current + chunks[i]
+        longest_query = max(len(data.questions[e.question]) for e in grown)
+        longest = max(len(data.passages[e.passage]) for e in grown) + longest_query
+        if current and len(grown) * longest > token_budget:
+            batches.append(current)
+            grown = list(chunks[i])
+        current = grown
+    batches.append(current)
+    return [batches[i] for i in random.permutation(len(batches))]

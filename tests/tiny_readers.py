@@ -1,0 +1,68 @@
+"""Tiny random BERTs with a real WordPiece tokenizer, saved as Hugging Face folders."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
+
+from btr.binarize import PostNormBinarizer
+from btr.data.passages import Passage
+from btr.readers.bert import BertReader
+from btr.readers.bert_checkpoint import BertReaderConfig, save_checkpoint
+from btr.readers.bert_network import SplitBert
+
+WORDS = (
+    "the river rises in snow and ends at a wide salt lake where birds rest who when was is "
+    "built first bridge over stone by king queen harald ada north south year of it long"
+).split()
+LAYERS = 4
+
+
+def tiny_tokenizer(folder: Path) -> BertTokenizerFast:
+    """A WordPiece tokenizer over single characters and a few words."""
+    characters = list(string.ascii_lowercase + string.digits + string.punctuation)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
+    pieces += [f"##{c}" for c in string.ascii_lowercase + string.digits]
+    pieces += sorted(set(WORDS) - set(pieces))
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+
+
+def tiny_model(tokenizer: BertTokenizerFast, seed: int = 0) -> BertForQuestionAnswering:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    return BertForQuestionAnswering(config).eval()
+
+
+def make_reader(
+    folder: Path, tokenizer: BertTokenizerFast, mode: str, split_layer: int, seed: int = 0
+) -> BertReader:
+    model = tiny_model(tokenizer, seed)
+    binarizer = PostNormBinarizer(32) if mode == "btr" else None
+    network = SplitBert(model, split_layer, 24, binarizer=binarizer)
+    config = BertReaderConfig(mode, split_layer, query_budget=24, passage_budget=96)
+    save_checkpoint(folder, network, tokenizer, config, dtype=torch.float32)
+    return BertReader.from_pretrained(folder)
+
+
+TEXTS = [
+    ("River", "The river rises in snow, and ends at a wide salt lake where birds rest."),
+    ("", "The first bridge over it was built of stone in the year 1172 by king Harald."),
+    ("Queen Ada", "Ada was queen of the north."),
+    ("Bridge", "It is long. " * 12),
+    ("South", "The south lake is salt; the north lake is wide. When was it first built?"),
+]
+PASSAGES = [
+    Passage(f"p{i}", text, title, f"doc{i}.txt", 10 * i) for i, (title, text) in enumerate(TEXTS)
+]
