@@ -17,7 +17,8 @@ finite = st.floats(-1e3, 1e3, width=32)
 def test_sign_is_plus_or_minus_one_and_zero_counts_as_minus(x):
     tensor = torch.from_numpy(x)
     signs = hard_sign(tensor)
-    assert signs.shape == tensor.shape and signs.dtype == tensor.dtype
+    assert signs.shape == tensor.shape
+    assert signs.dtype == tensor.dtype
     assert torch.equal(signs == 1, tensor > 0)
     assert torch.equal(signs == -1, tensor <= 0)
 
@@ -94,5 +95,7 @@ def test_gradients_reach_the_states_and_the_norm():
     h = torch.randn(5, 16, requires_grad=True)
     binarizer = PreNormBinarizer(weight, 1e-6)
     binarizer.restore(*binarizer.encode(h)).square().sum().backward()
-    assert h.grad is not None and h.grad.abs().sum() > 0
-    assert weight.grad is not None and weight.grad.abs().sum() > 0
+    assert h.grad is not None
+    assert h.grad.abs().sum() > 0
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0

@@ -14,10 +14,13 @@ from btr.readers.bert import BertReader
 from btr.readers.bert_checkpoint import BertReaderConfig, save_checkpoint
 from btr.readers.bert_network import SplitBert
 
-WORDS = (
-    "the river rises in snow and ends at a wide salt lake where birds rest who when was is "
-    "built first bridge over stone by king queen harald ada north south year of it long"
-).split()
+# fmt: off
+WORDS = [
+    "the", "river", "rises", "in", "snow", "and", "ends", "at", "a", "wide", "salt", "lake",
+    "where", "birds", "rest", "who", "when", "was", "is", "built", "first", "bridge", "over",
+    "stone", "by", "king", "queen", "harald", "ada", "north", "south", "year", "of", "it", "long",
+]
+# fmt: on
 LAYERS = 4
 
 

@@ -61,7 +61,7 @@ class PostNormBinarizer(nn.Module):
         self.offset = nn.Parameter(torch.zeros(width))
 
     def forward(self, h: Tensor) -> Tensor:
-        """``[..., d]`` states to their restored 1-bit form, same shape and dtype; differentiable."""
+        """``[..., d]`` states to their restored 1-bit form, same shape, dtype; differentiable."""
         return self.restore(straight_through_sign(h))
 
     def restore(self, signs: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class PreNormBinarizer(nn.Module):
         return straight_through_sign(y).to(h.dtype), variance
 
     def restore(self, signs: Tensor, variance: Tensor) -> Tensor:
-        """Stored signs ``[..., d]`` and variance ``[...]`` to the residual's scale, ``[..., d]``."""
+        """Signs ``[..., d]`` and variance ``[...]`` to the residual's own scale, ``[..., d]``."""
         weight = self.weight.float()
         floor = self.guard * weight.abs().mean()
         guarded = torch.where(weight.abs() < floor, hard_sign(weight) * floor, weight)

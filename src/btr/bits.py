@@ -49,12 +49,12 @@ def pack_signs(x: Tensor) -> Tensor:
     """
     if x.ndim == 0 or x.shape[-1] % 8:
         raise ShapeError(f"signs to pack must be [..., d] with d % 8 == 0, not {list(x.shape)}")
-    if torch.isnan(x).any():
+    if x.numel() and torch.isnan(x.amax()):  # a maximum is NaN if anything is
         raise ValueError("signs to pack hold a NaN")
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=x.device)
-    bits = (x > 0).reshape(*x.shape[:-1], x.shape[-1] // 8, 8)
-    packed: Tensor = (bits * weights).sum(-1, dtype=torch.uint8)
-    return packed
+    positive = x > 0
+    if x.device.type == "cpu":  # 0.2 ms for 3000 x 384, the sum below 2 ms
+        return torch.from_numpy(np.packbits(positive.numpy(), axis=-1))
+    return _pack_by_sum(positive)
 
 
 def unpack_signs(
@@ -170,6 +170,14 @@ def _take(codes: NDArray[np.uint8], dtype: torch.dtype, table: Tensor | None) ->
     if not index.size:  # an empty table has no record to take, even for no bytes
         return torch.empty((*codes.shape[:-1], 8 * codes.shape[-1]), dtype=dtype)
     return torch.from_numpy(records.take(index, mode="clip").view(np.uint8)).view(dtype)
+
+
+def _pack_by_sum(positive: Tensor) -> Tensor:
+    """``numpy.packbits`` along the last dimension, for any device."""
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=positive.device)
+    bits = positive.reshape(*positive.shape[:-1], positive.shape[-1] // 8, 8)
+    packed: Tensor = (bits * weights).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def _gather(packed: Tensor, dtype: torch.dtype, table: Tensor | None) -> Tensor:

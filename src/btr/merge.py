@@ -65,12 +65,14 @@ def merge_count(tokens: int, ratio: float, *, protected: Collection[int] = ()) -
 def match(metric: Tensor, r: int, *, protected: Collection[int] = ()) -> Matching:
     """Link tokens by cosine similarity.
 
-    Similarities are computed in float32 whatever the dtype: bf16 has so few values that most of
-    the order among good links would be lost to ties. A zero vector has similarity 0 to all.
+    A zero vector has similarity 0 to all.
 
     Args:
         metric: ``[B, T, m]`` floating, what tokens are compared by (states, or mean keys of the
-            heads: narrower is faster). Not modified.
+            heads: narrower is faster). Similarities are rounded to its dtype: over thousands of
+            tokens bf16 takes half the time of float32 (22 and 49 ms for 7600 tokens, ``m = 64``,
+            one core), but links 1-2 % of random vectors to a neighbour that is not quite the
+            nearest, and leaves more to the rule for ties. Not modified.
         r: Links to keep in each sequence.
         protected: Positions that are neither merged nor merged into, in every sequence.
 
@@ -84,7 +86,8 @@ def match(metric: Tensor, r: int, *, protected: Collection[int] = ()) -> Matchin
     even, odd = _checked_sides(tokens, r, protected)
     if r == 0:
         return _identity(metric.shape[0], tokens, metric.device)
-    unit = functional.normalize(metric.float(), dim=-1)
+    wide = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    unit = functional.normalize(wide, dim=-1).to(metric.dtype)
     if protected:
         a = unit[:, torch.as_tensor(even, device=unit.device)]
         b = unit[:, torch.as_tensor(odd, device=unit.device)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_readers import LAYERS, make_reader, tiny_model
 from transformers import BertForQuestionAnswering
 
 from btr.errors import UsageError
 from btr.readers.bert import BertReader
 from btr.readers.bert_text import tokenize_passage, tokenize_query
+from tiny_readers import LAYERS, make_reader, tiny_model
 
 QUESTION = "When was the first bridge built?"
 # Sums in another order: float32 rounding over 4 layers of width 32 with weights of size 0.3.
@@ -70,9 +70,7 @@ def test_plain_equals_hugging_face(plain, tokenizer, passages):
         torch.testing.assert_close(logits, theirs, **TOLERANCE)
 
 
-def test_decomposed_with_nothing_below_the_cut_equals_plain(
-    tmp_path, plain, tokenizer, passages
-):
+def test_decomposed_with_nothing_below_the_cut_equals_plain(tmp_path, plain, tokenizer, passages):
     zero = make_reader(tmp_path / "zero", tokenizer, "decomposed", 0)
     for a, b in zip(
         reader_logits(plain, QUESTION, passages),
@@ -186,13 +184,15 @@ def test_a_passage_over_the_budget_is_reported(btr, passages):
 
     long = replace(passages[0], text="the river is long " * 60)
     (state,) = btr.encode([long])
-    assert state.truncated and len(state.rows) == 96
+    assert state.truncated
+    assert len(state.rows) == 96
     assert btr.read(QUESTION, [long], [state]).truncated == 1
 
 
 def test_no_passages_mean_no_answer(btr):
     reading = btr.read(QUESTION, [])
-    assert reading.answers == () and reading.no_answer == 1.0
+    assert reading.answers == ()
+    assert reading.no_answer == 1.0
 
 
 def test_plain_has_nothing_to_store_and_takes_no_states(plain, btr, passages):

@@ -15,7 +15,7 @@ from btr.train.optimizer import MasterAdamW
 SETTINGS = LoopSettings(epochs=3, lr=0.05, warmup=2, state_minutes=0.0)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill: nothing of the loop runs after it."""
 
 
@@ -27,7 +27,7 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
 
     def loss(batch: int) -> dict[str, torch.Tensor]:
         if steps["n"] == die_at:
-            raise Killed
+            raise KilledError
         steps["n"] += 1
         x = torch.randn(16, 4, generator=torch.Generator().manual_seed(batch))
         y = network(x.bfloat16()).float()
@@ -59,7 +59,7 @@ def test_killed_and_resumed_equals_not_killed(tmp_path: Path, die_at: int):
     loop.run()
     assert steps["n"] == 21
     loop, _, _ = build(tmp_path / "cut", die_at=die_at)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop.run()
     loop, resumed, steps = build(tmp_path / "cut")
     loop.run()
@@ -70,7 +70,7 @@ def test_killed_and_resumed_equals_not_killed(tmp_path: Path, die_at: int):
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path):
     loop, _, _ = build(tmp_path, die_at=10)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop.run()
     (tmp_path / "state").rename(tmp_path / "state.old")
     loop, _, steps = build(tmp_path)
@@ -80,7 +80,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path):
 
 def test_other_settings_do_not_resume(tmp_path: Path):
     loop, _, _ = build(tmp_path, die_at=10)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop.run()
     loop, _, _ = build(tmp_path, settings=LoopSettings(epochs=3, lr=0.01, state_minutes=0.0))
     with pytest.raises(IncompatibleError, match="other settings"):

@@ -49,7 +49,8 @@ def test_collate_shares_passages_and_marks_targets():
         data,
         [SpanExample(0, 1, ((1, 2), (4, 4))), SpanExample(1, 1, ()), SpanExample(1, 0, ((0, 3),))],
     )
-    assert batch.passage_ids.shape == (2, 6) and batch.query_ids.shape == (3, 5)
+    assert batch.passage_ids.shape == (2, 6)
+    assert batch.query_ids.shape == (3, 5)
     assert batch.passage_of.tolist() == [1, 1, 0]
     assert batch.starts.nonzero().tolist() == [[0, 2], [0, 5], [1, 0], [2, 1]]
     assert batch.ends.nonzero().tolist() == [[0, 3], [0, 5], [1, 0], [2, 4]]
@@ -74,7 +75,8 @@ def test_an_epoch_holds_every_example_once_and_is_repeatable():
     flat = [e for b in batches for e in b]
     assert Counter(e for e in flat if e.spans) == Counter(data.examples)
     negatives = [e for e in flat if not e.spans]
-    assert 20 < len(negatives) < 100 and all(e.passage == 199 for e in negatives)
+    assert 20 < len(negatives) < 100
+    assert all(e.passage == 199 for e in negatives)
     assert epoch_batches(data, epoch=0, **settings) == batches
     assert epoch_batches(data, epoch=1, **settings) != batches
     for batch in batches:

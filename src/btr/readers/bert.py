@@ -244,8 +244,8 @@ class BertReader:
             if self.network.binarizer is not None:
                 restored = self.network.binarizer(restored)
             clock.lap("passages")
-        split = restored.split(lengths)
-        return order, [PassageInput(s, *k) for s, k in zip(split, kept, strict=True)]
+        rows = torch.split(restored, lengths)
+        return order, [PassageInput(r, *k) for r, k in zip(rows, kept, strict=True)]
 
     def _joint(self, query: Tensor, passages: Sequence[PassageInput]) -> list[Tensor]:
         """Joint layers and head: per passage ``[1 + T, 2]`` float32 logits.
@@ -269,7 +269,7 @@ class BertReader:
             hidden = run_layer(layer, hidden, attend)
         hidden = run_layer(last, hidden, PackedAttention(lengths, attend.heads, asking), rows)
         logits: Tensor = self.network.model.qa_outputs(hidden).float()
-        return list(logits.split(asking))
+        return list(torch.split(logits, asking))
 
     def _decode(
         self, logits: Sequence[Tensor], passages: Sequence[Passage], top: int
@@ -287,13 +287,13 @@ class BertReader:
         none = padded[:, 0].sum(1)
         scores = span_scores(padded[..., 0], padded[..., 1], allowed, LONGEST_ANSWER)
         scores = scores - none[:, None, None]
-        total = torch.logsumexp(torch.cat([scores.flatten(), torch.zeros(1)]), 0)
-        values, firsts, lasts = top_spans(scores, max(top, CANDIDATES))
+        total = float(torch.logsumexp(torch.cat([scores.flatten(), torch.zeros(1)]), 0))
+        values, firsts, lasts = (x.tolist() for x in top_spans(scores, max(top, CANDIDATES)))
         ranked = sorted(
-            (-float(values[i, j]), passages[i].id, int(firsts[i, j]), int(lasts[i, j]), i)
-            for i in range(len(passages))
-            for j in range(values.shape[1])
-            if values[i, j] > -torch.inf
+            (-value, passage.id, first, last, i)
+            for i, passage in enumerate(passages)
+            for value, first, last in zip(values[i], firsts[i], lasts[i], strict=True)
+            if value > -math.inf
         )
         mass: dict[str, float] = {}
         best: dict[str, tuple[Passage, int, int]] = {}
@@ -303,14 +303,14 @@ class BertReader:
                 offsets[i] = encode_text(self.tokenizer, passages[i].text)[1]
             a, b = offsets[i][first - 1][0], offsets[i][last - 1][1]
             key = passages[i].text[a:b].casefold()
-            mass[key] = mass.get(key, 0.0) + math.exp(-negated - float(total))
+            mass[key] = mass.get(key, 0.0) + math.exp(-negated - total)
             best.setdefault(key, (passages[i], a, b))
         chosen = sorted(best, key=lambda key: -mass[key])[:top]
         answers = []
         for key in chosen:
             passage, a, b = best[key]
             answers.append(Answer(passage.text[a:b], min(1.0, mass[key]), passage, a, b))
-        return tuple(answers), float(torch.exp(-total))
+        return tuple(answers), math.exp(-total)
 
 
 class PassageInput:
@@ -348,4 +348,3 @@ class _Clock:
         now = time.perf_counter()
         self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1e3 * (now - self._last)
         self._last = now
-

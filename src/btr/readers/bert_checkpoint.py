@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokeniz
 from btr.binarize import PostNormBinarizer
 from btr.errors import CorruptError, IncompatibleError, InputError
 from btr.models import resolve
+from btr.readers.base import MODES, Mode
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import load_tokenizer
+from btr.readers.digests import check_digests, write_digests
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -39,7 +42,7 @@ class BertReaderConfig:
         family: Always "bert" here.
     """
 
-    mode: str
+    mode: Mode
     split_layer: int
     query_budget: int = 48
     passage_budget: int = 384
@@ -75,6 +78,7 @@ def save_checkpoint(
     described["btr"] = asdict(config)
     (beside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     tokenizer.save_pretrained(beside)
+    write_digests(beside)
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -104,6 +108,7 @@ def load_network(
         InputError: No such checkpoint, or not a BERT.
         CorruptError: Tensors are missing, left over, of the wrong shape or not finite.
     """
+    check_digests(folder)
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
@@ -116,10 +121,12 @@ def load_network(
                            todo="fetch it again") from error  # fmt: skip
     if described.get("model_type") != "bert":
         raise IncompatibleError("not a BERT checkpoint", where=str(folder / "config.json"),
-                                expected="model_type bert", found=str(described.get("model_type")))  # fmt: skip
+                                expected="model_type bert",
+                                found=str(described.get("model_type")))  # fmt: skip
     section = described.pop("btr", None)
-    config = BertReaderConfig(**section) if section else BertReaderConfig("plain", 0)
-    model = BertForQuestionAnswering(BertConfig(**described))
+    shape = BertConfig(**described)
+    config = read_section(section, shape, str(folder / "config.json"))
+    model = BertForQuestionAnswering(shape)
     binarizer = PostNormBinarizer(model.config.hidden_size) if config.mode == "btr" else None
     network = SplitBert(model, config.split_layer, config.query_budget, binarizer=binarizer)
     tensors = {n if n.startswith("binarizer.") else f"model.{n}": t for n, t in tensors.items()}
@@ -131,6 +138,54 @@ def load_network(
     network.requires_grad_(False)
     tokenizer = load_tokenizer(folder)
     return network.to(dtype).eval(), tokenizer, config
+
+
+def read_section(section: object, shape: BertConfig, where: str) -> BertReaderConfig:
+    """The ``btr`` section of a configuration; without one, that of a plain reader.
+
+    Raises:
+        IncompatibleError: It has a setting that is not known here.
+        CorruptError: A setting is missing or impossible.
+    """
+    if section is None:
+        return BertReaderConfig("plain", 0)
+    known = [f.name for f in fields(BertReaderConfig)]
+    if not isinstance(section, dict):
+        raise CorruptError("the btr section is no object", where=where, found=str(section)[:80])
+    for name in section:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise IncompatibleError(
+                f"unknown setting {name!r} in the btr section", where=where,
+                expected=", ".join(known),
+                todo=(f"did you mean {near[0]}? " if near else "") + "or install a newer btr",
+            )  # fmt: skip
+    try:
+        config = BertReaderConfig(**section)
+    except TypeError:
+        raise CorruptError("the btr section is not whole", where=where, expected=", ".join(known),
+                           found=", ".join(section)) from None  # fmt: skip
+    for name, values in (("mode", MODES), ("family", ("bert",))):
+        if (found := getattr(config, name)) not in values:
+            raise IncompatibleError(f"unknown {name} in the btr section", where=where,
+                                    expected=" or ".join(values), found=str(found)[:80],
+                                    todo="install a newer btr")  # fmt: skip
+    positions = int(shape.max_position_embeddings)
+    for name, low, high in (
+        ("split_layer", 0, int(shape.num_hidden_layers)),
+        ("query_budget", 3, positions - 2),
+        ("passage_budget", 2, positions),
+    ):
+        if type(found := getattr(config, name)) is not int or not low <= found <= high:
+            raise CorruptError(f"impossible {name} in the btr section", where=where,
+                               expected=f"{low} to {high}", found=str(found)[:80])  # fmt: skip
+    if config.query_budget + config.passage_budget > positions:
+        raise CorruptError("the budgets in the btr section exceed the model's positions",
+                           where=where, expected=f"at most {positions} in all",
+                           found=f"{config.query_budget} and {config.passage_budget}")  # fmt: skip
+    if type(config.word_embeddings) is not str:
+        raise CorruptError("word_embeddings in the btr section is no text", where=where)
+    return config
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from transformers.models.bert.modeling_bert import BertLayer
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q, k, v)``, each ``[..., d]``, to the attention's context ``[..., d]``."""
 
 
 def run_layer(
-    layer: nn.Module, hidden: Tensor, attend: Attend, rows: Tensor | None = None
+    layer: BertLayer, hidden: Tensor, attend: Attend, rows: Tensor | None = None
 ) -> Tensor:
     """Apply one ``BertLayer`` with the given attention.
 
@@ -41,7 +42,7 @@ def run_layer(
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[B, T]`` bool (True: a real token) to ``[B, 1, 1, T]`` with 0 or the lowest finite value."""
+    """``[B, T]`` bool (True: a real token) to ``[B, 1, 1, T]`` of 0 or the lowest finite value."""
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
 
@@ -63,6 +64,7 @@ class PaddedAttention:
         self.probabilities: Tensor | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values ``[B, T, d]`` to contexts ``[B, T, d]``."""
         batch, length, width = q.shape
         split = (batch, length, self.heads, width // self.heads)
         q, k, v = (x.view(split).transpose(1, 2) for x in (q, k, v))
@@ -89,6 +91,7 @@ class PackedAttention:
         self.lengths, self.heads, self.asking = lengths, heads, asking or lengths
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries ``[R, d]``, keys and values ``[N, d]`` to contexts ``[R, d]``."""
         width = q.shape[1]
         # [1, H, N, d / H] views; slices of them need no copy.
         q, k, v = (

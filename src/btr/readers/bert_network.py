@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from transformers import BertForQuestionAnswering
+from transformers.models.bert.modeling_bert import BertLayer
 
 from btr.binarize import PostNormBinarizer
 from btr.readers.bert_layers import PaddedAttention, run_layer
@@ -30,6 +31,11 @@ class JointStates:
 
     hidden: list[Tensor] = field(default_factory=list)
     probabilities: list[Tensor] = field(default_factory=list)
+
+
+def bert_layers(model: BertForQuestionAnswering) -> list[BertLayer]:
+    """The encoder's layers, first to last."""
+    return [layer for layer in model.bert.encoder.layer if isinstance(layer, BertLayer)]
 
 
 class SplitBert(nn.Module):
@@ -49,17 +55,17 @@ class SplitBert(nn.Module):
         self.heads: int = model.config.num_attention_heads
 
     @property
-    def lower(self) -> list[nn.Module]:
+    def lower(self) -> list[BertLayer]:
         """Layers ``1 .. k``: query and passage apart."""
-        return list(self.model.bert.encoder.layer[: self.split_layer])
+        return bert_layers(self.model)[: self.split_layer]
 
     @property
-    def joint(self) -> list[nn.Module]:
+    def joint(self) -> list[BertLayer]:
         """Layers ``k + 1 .. n``: query and passage together."""
-        return list(self.model.bert.encoder.layer[self.split_layer :])
+        return bert_layers(self.model)[self.split_layer :]
 
     def embed(self, ids: Tensor, first_position: int, segment: int) -> Tensor:
-        """``[..., T]`` token ids to ``[..., T, d]`` input states, positions counted from ``first``."""
+        """``[..., T]`` token ids to ``[..., T, d]`` input states, counted from ``first``."""
         positions = torch.arange(first_position, first_position + ids.shape[-1], device=ids.device)
         states: Tensor = self.model.bert.embeddings(
             input_ids=ids,
@@ -93,8 +99,10 @@ class SplitBert(nn.Module):
         """Joint layers and span head.
 
         Args:
-            query: ``[B, Q, d]`` query states, and ``query_mask`` ``[B, Q]`` bool.
-            passage: ``[B, P, d]`` passage states (restored, if binarized), and ``passage_mask``.
+            query: ``[B, Q, d]`` query states.
+            query_mask: ``[B, Q]`` bool, True for real tokens.
+            passage: ``[B, P, d]`` passage states (restored, if binarized).
+            passage_mask: ``[B, P]`` bool.
             record: Filled with every joint layer's outputs and attention, if given.
 
         Returns:
@@ -106,9 +114,8 @@ class SplitBert(nn.Module):
         )
         for layer in self.joint:
             hidden = run_layer(layer, hidden, attend)
-            if record is not None:
+            if record is not None and attend.probabilities is not None:
                 record.hidden.append(hidden)
-                assert attend.probabilities is not None
                 record.probabilities.append(attend.probabilities)
         logits: Tensor = self.model.qa_outputs(hidden)
         return logits.float()

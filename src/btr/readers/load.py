@@ -7,8 +7,6 @@ plain reader.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from btr.errors import InputError

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertForQuestionAnswering, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertForQuestionAnswering
+from transformers.models.bert.modeling_bert import BertLayer
 
 from btr.binarize import PostNormBinarizer, straight_through_sign
+from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
 from btr.models import resolve
+from btr.readers.base import Mode
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
-from btr.readers.bert_network import JointStates, SplitBert
+from btr.readers.bert_network import JointStates, SplitBert, bert_layers
 from btr.readers.spans import span_scores, top_spans
 from btr.train import losses
 from btr.train.loop import Loop, LoopSettings
@@ -36,111 +37,31 @@ from btr.train.optimizer import MasterAdamW
 from btr.train.span_examples import (
     SpanBatch,
     SpanData,
-    SpanDataBuilder,
     SpanExample,
     collate,
     epoch_batches,
-    in_dev,
-    read_jsonl,
 )
+from btr.train.span_sources import DataSettings, DevSet, load_data
+
+MODE_OF: dict[str, Mode] = {"reader": "plain", "decompose": "decomposed", "binarize": "btr"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """One training file: how many passages a question to take as positives, and its share."""
-
-    name: str
-    positives: int = 1
-    share: float = 1.0
-
-
-SOURCES = (
-    Source("squad"),
-    Source("qamr"),
-    Source("nq_bm25", positives=2),
-    Source("triviaqa_bm25", positives=1),
-    Source("webquestions_bm25", positives=1),
-)
-
-
-@dataclass(frozen=True)
-class StepSettings:
+class StepSettings(DataSettings):
     """What one training step does; 0 switches a loss off."""
 
-    stage: str
+    stage: str = "reader"
     lower: int = 0
     joint: int = 0
     epochs: int = 3
     lr: float = 1.5e-4
     token_budget: int = 6000
     negative_share: float = 0.2
-    qamr_share: float = 0.5
     state_weight: float = 0.0
     answer_weight: float = 0.0
     recovery_weight: float = 0.0
     distil_share: float = 0.5
     embedding_dropout: float = 0.1
-    dev_share: float = 0.04
-    passage_budget: int = 256
-    seed: int = 1
-
-
-@dataclass
-class DevSet:
-    """Held-out questions, by source; answers are compared as text."""
-
-    data: SpanData
-    rows: dict[str, list[tuple[SpanExample, str, list[tuple[int, int]], int, list[str]]]]
-
-
-def load_data(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, settings: StepSettings, query_budget: int
-) -> tuple[SpanData, DevSet]:
-    """Read the training files; passages of the dev split are kept out of the first result."""
-    train = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
-    dev = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
-    rows: dict[str, list[tuple[SpanExample, str, list[tuple[int, int]], int, list[str]]]] = {}
-    chooser = random.Random(settings.seed)
-    for source in SOURCES:
-        share = settings.qamr_share if source.name == "qamr" else source.share
-        siblings: dict[str, list[int]] = {}
-        pending: list[tuple[int, str, int]] = []
-        for record in read_jsonl(folder / f"{source.name}.jsonl.gz"):
-            contexts: list[dict[str, str]] = record["ctxs"]  # type: ignore[assignment]
-            answers: list[str] = record["answers"]  # type: ignore[assignment]
-            question = str(record["question"])
-            hits = [c for c in contexts if c.get("hasanswer", True)][: source.positives]
-            if in_dev(contexts[0]["text"], settings.dev_share):
-                number = dev.question(question)
-                for c in hits[:1]:
-                    if dev.add(number, c["title"], c["text"], answers):
-                        passage = dev.passage(c["title"], c["text"])
-                        rows.setdefault(source.name, []).append(
-                            (dev.data.examples[-1], c["text"], passage[1], passage[2], answers)
-                        )
-                continue
-            if chooser.random() >= share:
-                continue
-            hits = [c for c in hits if not in_dev(c["text"], settings.dev_share)]
-            number = train.question(question)
-            added = [train.add(number, c["title"], c["text"], answers) for c in hits]
-            if not any(added):
-                continue
-            misses = [c for c in contexts if not c.get("hasanswer", True)][:4]
-            if misses:
-                train.data.negatives[number] = [
-                    train.passage(c["title"], c["text"])[0] for c in misses
-                ]
-            else:
-                here = train.passage(hits[0]["title"], hits[0]["text"])[0]
-                siblings.setdefault(hits[0]["title"], []).append(here)
-                pending.append((number, hits[0]["title"], here))
-        # A gold passage's best distractor is another passage of the same article.
-        for number, title, here in pending:
-            others = sorted({p for p in siblings[title] if p != here})
-            if others:
-                train.data.negatives[number] = chooser.sample(others, min(4, len(others)))
-    return train.data, DevSet(dev.data, rows)
 
 
 def device_of(network: SplitBert) -> torch.device:
@@ -183,9 +104,10 @@ class StageLoss:
         self.teacher, self.recovery = teacher, recovery
 
     def __call__(self, examples: list[SpanExample]) -> dict[str, Tensor]:
+        """Named, weighted parts of the loss on a batch of examples."""
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
-        start, end, mask, state, restored = run_network(self.network, batch, student)
+        start, end, mask, state, _restored = run_network(self.network, batch, student)
         parts = {
             "span": (
                 losses.marginal_nll(start, batch.starts, mask)
@@ -272,7 +194,7 @@ def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
     ``n - joint`` before them (the paper's split), cut or followed by layers that start close to
     the identity so that ``lower`` is reached. Depth below the cut is free at query time.
     """
-    layers = list(plain.model.bert.encoder.layer)
+    layers = bert_layers(plain.model)
     below = layers[: len(layers) - joint][:lower]
     chosen = [*below, *[below[-1]] * (lower - len(below)), *layers[-joint:]]
     config = copy.deepcopy(plain.model.config)
@@ -280,15 +202,15 @@ def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
     model = BertForQuestionAnswering(config)
     model.bert.embeddings.load_state_dict(plain.model.bert.embeddings.state_dict())
     model.qa_outputs.load_state_dict(plain.model.qa_outputs.state_dict())
-    for mine, theirs in zip(model.bert.encoder.layer, chosen, strict=True):
+    for mine, theirs in zip(bert_layers(model), chosen, strict=True):
         mine.load_state_dict(theirs.state_dict())
-    for extra in model.bert.encoder.layer[len(below) : lower]:
+    for extra in bert_layers(model)[len(below) : lower]:
         make_near_identity(extra, below[-1].output.LayerNorm)
     return SplitBert(model, lower, plain.query_budget)
 
 
 @torch.no_grad()
-def make_near_identity(layer: nn.Module, norm: nn.LayerNorm) -> None:
+def make_near_identity(layer: BertLayer, norm: nn.LayerNorm) -> None:
     """Let a post-norm layer pass on what the layer before it, with this last norm, gives it.
 
     Attention and feed-forward add nothing at first. The norms then see ``gamma z + beta`` with
@@ -321,7 +243,6 @@ def train_stage(
     base: str,
     plain: Path | None = None,
     decomposed: Path | None = None,
-    loop_settings: LoopSettings | None = None,
 ) -> dict[str, float]:
     """Run one step and write its best checkpoint to ``output/checkpoint``.
 
@@ -336,14 +257,16 @@ def train_stage(
     teacher = recovery = None
     if settings.stage == "reader":
         network = start_reader(base, query_budget)
+    elif plain is None:
+        raise UsageError(f"step {settings.stage} needs the plain reader", todo="give --plain")
     elif settings.stage == "decompose":
-        assert plain is not None
         teacher = load_network(plain)[0]
         network = start_decomposed(teacher, settings.lower, settings.joint)
+    elif decomposed is None:
+        raise UsageError("step binarize starts from step decompose", todo="give --decomposed")
     else:
-        assert decomposed is not None
         network = start_binarized(load_network(decomposed)[0], data)
-        teacher = load_network(plain)[0] if plain is not None else None
+        teacher = load_network(plain)[0]
         if settings.recovery_weight:
             width = network.model.config.hidden_size
             recovery = nn.Linear(width, width)
@@ -362,18 +285,21 @@ def train_stage(
     if recovery is not None:
         recovery.to(device).bfloat16()
         named += [(f"recovery.{n}", p) for n, p in recovery.named_parameters()]
-    mode = {"reader": "plain", "decompose": "decomposed", "binarize": "btr"}[settings.stage]
-    config = BertReaderConfig(mode, network.split_layer, query_budget, word_embeddings=base)
-    loop_settings = loop_settings or LoopSettings(settings.epochs, settings.lr, seed=settings.seed)
+    config = BertReaderConfig(
+        MODE_OF[settings.stage], network.split_layer, query_budget, word_embeddings=base
+    )
+    loop_settings = LoopSettings(settings.epochs, settings.lr, seed=settings.seed)
     output.mkdir(parents=True, exist_ok=True)
     (output / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    make: Callable[[int], MasterAdamW] = lambda total: MasterAdamW(  # noqa: E731
-        named,
-        lr=loop_settings.lr,
-        weight_decay=loop_settings.weight_decay,
-        warmup=loop_settings.warmup,
-        total=total,
-    )
+
+    def make_optimizer(total: int) -> MasterAdamW:
+        return MasterAdamW(
+            named,
+            lr=loop_settings.lr,
+            weight_decay=loop_settings.weight_decay,
+            warmup=loop_settings.warmup,
+            total=total,
+        )
 
     def keep() -> None:
         # The masters, not their 16-bit shadows: half of the precision would be lost otherwise.
@@ -394,7 +320,7 @@ def train_stage(
             negative_share=settings.negative_share,
         ),
         loss=StageLoss(network, data, settings, teacher, recovery),
-        make_optimizer=make,
+        make_optimizer=make_optimizer,
         evaluate=partial(evaluate_dev, network, dev),
         keep=keep,
         folder=output,
@@ -411,7 +337,7 @@ def main() -> None:
     parser.add_argument("--base", default="minilm-encoder")
     parser.add_argument("--plain", type=Path, help="checkpoint of step 1 (start and teacher)")
     parser.add_argument("--decomposed", type=Path, help="checkpoint of step 2")
-    defaults = StepSettings("reader")
+    defaults = StepSettings()
     for name, value in asdict(defaults).items():
         if name != "stage":
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)

@@ -30,7 +30,7 @@ LossParts = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast. ``minutes`` between states on disk; ``epochs`` passes over the data."""
+    """How long and how fast; a state goes to disk every ``state_minutes`` and after every epoch."""
 
     epochs: int
     lr: float
@@ -137,7 +137,9 @@ class Loop(Generic[Batch]):
             parts = self._step(step, batch)
             bad = 0 if parts else bad + 1
             if bad >= self.settings.max_bad_steps:
-                raise FloatingPointError(f"no finite loss or gradient, {bad} times up to step {step}")
+                raise FloatingPointError(
+                    f"no finite loss or gradient, {bad} times up to step {step}"
+                )
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part
             counted += 1

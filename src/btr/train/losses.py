@@ -52,9 +52,9 @@ def query_aware_tokens(
     """
     length = query_mask.shape[1]
     weight = query_mask[:, None, :, None].to(probabilities[0].dtype)
-    attention = sum((p[:, :, :length, length:] * weight).sum((1, 2)) for p in probabilities)
-    assert isinstance(attention, Tensor)
-    attention = attention.float().masked_fill(~passage_mask, -1.0)
+    layers = [(p[:, :, :length, length:] * weight).sum((1, 2)) for p in probabilities]
+    attention = torch.stack(layers).float().sum(0)
+    attention = attention.masked_fill(~passage_mask, -1.0)
     keep = (passage_mask.sum(1) * share).ceil().long().clamp_min(1)
     rank = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < keep[:, None]) & passage_mask

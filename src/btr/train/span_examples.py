@@ -28,7 +28,7 @@ MAX_TARGETS = 8
 
 @dataclass(frozen=True, slots=True)
 class SpanExample:
-    """One question over one passage; ``spans`` are passage token positions, empty for "not here"."""
+    """A question over a passage; ``spans`` are passage token positions, empty for "not here"."""
 
     question: int
     passage: int

@@ -1,0 +1,146 @@
+"""``btr eval``: a reader's accuracy and cost on a question file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from btr.cli.output import DtypeOption, JsonOption, ReaderOption, console, progress, write_json
+from btr.errors import UsageError
+
+if TYPE_CHECKING:
+    from btr.evaluate.run import Prediction
+
+
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="Questions: jsonl or jsonl.gz in FiD, Atlas or our format.",
+            show_default=False,
+        ),
+    ],
+    reader: ReaderOption = "minilm",
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Take passages and their states from a store.")
+    ] = None,
+    mode: Annotated[
+        Literal["plain", "decomposed", "btr"],
+        typer.Option("--mode", help="Which of the reader's checkpoints."),
+    ] = "btr",
+    task: Annotated[
+        str, typer.Option("--task", help="Name in the report; the data file's if not given.")
+    ] = "",
+    passages: Annotated[
+        int, typer.Option("--passages", min=1, max=1000, help="Passages a question, at most.")
+    ] = 20,
+    retrieved: Annotated[
+        Path | None,
+        typer.Option(
+            "--retrieved",
+            metavar="RUN",
+            help="Read the passages that a retrieval run "
+            "lists: jsonl of {id, ctx_ids}; needs --store.",
+        ),
+    ] = None,
+    retrieve: Annotated[
+        bool, typer.Option("--retrieve", help="Read what the store's own retrieval finds.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Only the first questions; 0 for all.")
+    ] = 0,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write every answer here, as jsonl.")
+    ] = None,
+    dtype: DtypeOption = None,
+    json: JsonOption = "",
+) -> None:
+    """Score a reader on questions: exact match, F1, questions a second, CPU time.
+
+    The passages are the question file's own, unless --retrieved or --retrieve says otherwise.
+    With --store, a decomposed or btr reader works from the stored states.
+    """
+    if (retrieved or retrieve) and store is None:
+        raise UsageError("--retrieved and --retrieve need a store", todo="add --store")
+    if retrieved and retrieve:
+        raise UsageError("--retrieved and --retrieve exclude each other", todo="give one of them")
+    from btr.data.questions import read_questions
+    from btr.evaluate.run import (
+        evaluate as run,
+    )
+    from btr.evaluate.run import (
+        gold_passages,
+        listed_passages,
+        prediction_line,
+        read_run,
+        retrieved_passages,
+    )
+    from btr.machine import DTYPES, default_dtype
+    from btr.readers.load import load_reader
+    from btr.store.reader import TokenStore
+
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(TokenStore.open(store)) if store else None
+        chosen = dtype or default_dtype()
+        loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
+        use_states = False
+        if opened is not None and opened.manifest.spec.settings.get("mode") == mode:
+            opened.require(loaded.fingerprint)
+            use_states = True
+        if opened is not None and retrieved:
+            find = listed_passages(opened, read_run(retrieved), passages)
+        elif opened is not None and retrieve:
+            from btr.answering import open_retriever
+
+            retriever = open_retriever(opened)
+            find = retrieved_passages(
+                opened, lambda q, k: [hit.ordinal for hit in retriever.search(q, k)], passages
+            )
+        else:
+            find = gold_passages(opened if use_states else None, passages)
+        write = stack.enter_context(_lines(predictions, prediction_line))
+        bar = stack.enter_context(progress())
+        work = bar.add_task("questions", total=limit or None)
+        report = run(
+            loaded, islice(read_questions(data), limit or None), find,
+            use_states=use_states, write=write, progress=lambda n: bar.update(work, completed=n),
+        )  # fmt: skip
+    report = {
+        "task": task or data.name.partition(".")[0],
+        **report,
+        "settings": {
+            "data": data.name,
+            "dtype": chosen,
+            "passages": passages,
+            "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",
+            "states": "stored" if use_states else "none" if mode == "plain" else "encoded now",
+        },
+    }
+    write_json(json, report)
+    console(json).print(
+        f"{report['task']}, {report['reader']} {report['mode']}: EM {report['em']}, "
+        f"F1 {report['f1']} on {report['n']} questions; {report['queries_per_s']} a second, "
+        f"{report['cpu_s_per_correct']} CPU-seconds for a right answer"
+    )
+
+
+@contextlib.contextmanager
+def _lines(
+    path: Path | None, line: Callable[[Prediction], str]
+) -> Iterator[Callable[[Prediction], None]]:
+    """A function that appends a prediction to a file, or does nothing without one."""
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            yield lambda prediction: print(line(prediction), end="", file=file)
+    except FileNotFoundError as error:
+        raise UsageError("the folder does not exist", where=str(path.parent),
+                         todo="make it first") from error  # fmt: skip

@@ -1,0 +1,152 @@
+"""``btr index``: documents to a store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from btr.cli.output import (
+    DtypeOption,
+    JsonOption,
+    ReaderOption,
+    bytes_text,
+    console,
+    note,
+    progress,
+    write_json,
+)
+from btr.errors import RejectsError
+
+if TYPE_CHECKING:
+    from btr.indexing import IndexProgress
+
+
+def index(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files and folders: txt, md, html, pdf, jsonl, tsv, and .gz of these.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The store's folder; it must not exist yet.", show_default=False
+        ),
+    ],
+    reader: ReaderOption = "minilm",
+    mode: Annotated[
+        Literal["btr", "decomposed"],
+        typer.Option("--mode", help="btr stores one bit a dimension; decomposed stores float16."),
+    ] = "btr",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted build.")
+    ] = False,
+    dtype: DtypeOption = None,
+    max_rejects: Annotated[
+        int,
+        typer.Option(
+            "--max-rejects",
+            min=0,
+            help="How many lines and documents may be unusable; more give status 8.",
+        ),
+    ] = 0,
+    json: JsonOption = "",
+) -> None:
+    """Build a store: read sources, cut passages, encode them, index them for retrieval."""
+    from btr.indexing import build_index
+    from btr.machine import DTYPES, default_dtype
+    from btr.models import SHIPPED
+    from btr.readers.load import load_reader
+
+    # The store remembers the reader by name; a folder's must hold wherever it is opened from.
+    if reader not in SHIPPED and Path(reader).expanduser().is_dir():
+        reader = str(Path(reader).expanduser().absolute())
+    chosen = dtype or default_dtype()
+    loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
+    tracker = _Tracker()
+    failed: RejectsError | None = None
+    with progress("passages") as bar:
+        task = bar.add_task("starting", total=None, rate="-")
+
+        def show(state: IndexProgress) -> None:
+            tracker.update(state)
+            bar.update(task, description=state.stage, completed=state.source_bytes,
+                       total=state.total_bytes or None, rate=f"{tracker.rate:.0f}")  # fmt: skip
+
+        try:
+            build_index(sources, output, loaded, max_rejects=max_rejects, resume=resume,
+                        progress=show, note=note)  # fmt: skip
+        except RejectsError as error:
+            failed = error  # the store is there all the same
+    report: dict[str, Any] = {"store": str(output), "reader": reader, "mode": mode, "dtype": chosen}
+    report |= tracker.figures() | _figures(output)
+    console(json).print(
+        f"{output}: {report['passages']:,} passages, {report['tokens']:,} tokens, "
+        f"{report['state_bytes_per_token']:.1f} bytes a token, "
+        f"{bytes_text(report['bytes'])} in all\n"
+        f"{report['passages_per_s']:.0f} passages a second, {report['seconds']:.1f} s, peak memory "
+        f"{bytes_text(1e6 * report['peak_rss_mb'])}"
+    )
+    if failed:
+        raise failed
+    write_json(json, report)
+
+
+class _Tracker:
+    """Speed of a build, from its progress."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._encoding_from = self._encoding_to = 0.0
+        self._state: IndexProgress | None = None
+
+    def update(self, state: IndexProgress) -> None:
+        """Take note of where the build stands."""
+        before, self._state = self._state, state
+        stage = before.stage if before else ""
+        if state.stage == "encoding" and stage != "encoding":
+            self._encoding_from = time.perf_counter()
+        # The first sign of the next stage still counts: the last vectors are made before it.
+        if "encoding" in (stage, state.stage):
+            self._encoding_to = time.perf_counter()
+
+    @property
+    def rate(self) -> float:
+        """Passages a second while encoding; those committed before do not count."""
+        passages = self._state.passages if self._state else 0
+        seconds = self._encoding_to - self._encoding_from
+        return passages / seconds if seconds else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """For the report."""
+        from btr.machine import peak_rss_mb
+
+        return {
+            "seconds": round(time.perf_counter() - self._begun, 2),
+            "passages_per_s": round(self.rate, 1),
+            "resumed_from_passages": self._state.skipped if self._state else 0,
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+        }
+
+
+def _figures(store: Path) -> dict[str, Any]:
+    """What the finished store says of itself."""
+    from btr.store.reader import TokenStore
+    from btr.store.sizes import store_sizes
+
+    with TokenStore.open(store) as opened:
+        manifest = opened.manifest
+    sizes = store_sizes(store, manifest)
+    return {
+        "passages": manifest.passages,
+        "tokens": manifest.tokens,
+        "truncated": manifest.truncated,
+        "counts": dict(manifest.counts),
+        "bytes": sum(sizes.by_part.values()),
+        "state_bytes_per_token": round(sizes.state_bytes_per_token, 3),
+    }

@@ -1,0 +1,43 @@
+"""``btr info``: what a store holds and what its bytes are spent on."""
+
+from __future__ import annotations
+
+from btr.cli.output import JsonOption, StoreArgument, bytes_text, console, printable, write_json
+
+
+def info(
+    store: StoreArgument,
+    json: JsonOption = "",
+) -> None:
+    """Show what a store holds: sizes by part, bytes per token, the reader it belongs to."""
+    from btr.store.reader import TokenStore
+    from btr.store.sizes import store_sizes
+
+    with TokenStore.open(store) as opened:
+        manifest = opened.manifest
+    spec, sizes = manifest.spec, store_sizes(store, manifest)
+    settings = spec.settings
+    report = {
+        "passages": manifest.passages,
+        "tokens": manifest.tokens,
+        "dim": spec.dim,
+        "split_layer": spec.split_layer,
+        "fingerprint": dict(spec.fingerprint),
+        "bytes": sizes.by_part,
+        "state_bytes_per_token": round(sizes.state_bytes_per_token, 3),
+        "ratio_to_continuous": round(sizes.ratio_to_continuous, 3),
+    }
+    out = console(json)
+    for name, value in (
+        ("reader", f"{settings.get('reader', '?')}, {settings.get('mode', '?')}, split after layer "
+                   f"{spec.split_layer}"),
+        ("passages", f"{manifest.passages:,}"),
+        ("tokens", f"{manifest.tokens:,}, {manifest.tokens / manifest.passages:.1f} a passage"),
+        ("cut short", f"{manifest.truncated:,} passages longer than the reader's budget"),
+        ("states", f"{spec.kind}, {spec.dim} dimensions, {sizes.state_bytes_per_token:.1f} bytes a "
+                   f"token, {sizes.ratio_to_continuous:.1f} times smaller than fp32"),
+        ("in all", bytes_text(sum(sizes.by_part.values()))),
+        *((f"  {part}", bytes_text(size)) for part, size in sizes.by_part.items() if size),
+    ):  # fmt: skip
+        out.print(f"{name:<10}  {printable(value)}")
+    write_json(json, report)

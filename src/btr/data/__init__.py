@@ -1,0 +1,1 @@
+"""Sources to passages and questions: strict readers that lose nothing silently; no model code."""

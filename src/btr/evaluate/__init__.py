@@ -1,0 +1,1 @@
+"""Scores and the run that gives them."""

@@ -1,0 +1,192 @@
+"""Build a store: read sources, encode passages shard by shard, index them for retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import btr
+from btr import files
+from btr.data.ledger import Ledger
+from btr.data.passages import Passage
+from btr.data.plan import plan_sources
+from btr.data.sources import IngestOptions, read_passages
+from btr.errors import BtrError, UsageError
+from btr.readers.base import Reader
+from btr.retrieval.dense import Embedder, quantize
+from btr.retrieval.hybrid import build_indexes
+from btr.store.format import REJECTS, Manifest, PassageState, StoreSpec
+from btr.store.writer import StoreWriter
+
+GROUP_PASSAGES = 256
+"""Passages given to the reader at once. Part of the result, as rounding may depend on it."""
+
+SHARD_PASSAGES = 2048
+_NOTES = 10
+
+Stage = Literal["hashing sources", "encoding", "indexing"]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexProgress:
+    """Where a build stands.
+
+    Attributes:
+        stage: What is being done.
+        passages: Encoded by this run.
+        tokens: Of these passages.
+        skipped: Passages that an earlier run has committed.
+        source_bytes: Read so far in this stage, of ``total_bytes``.
+        total_bytes: Size of all sources.
+    """
+
+    stage: Stage
+    passages: int
+    tokens: int
+    skipped: int
+    source_bytes: int
+    total_bytes: int
+
+
+def build_index(
+    sources: Sequence[Path],
+    output: Path,
+    reader: Reader,
+    *,
+    embedder: Embedder | None = None,
+    options: IngestOptions | None = None,
+    max_rejects: int = 0,
+    resume: bool = False,
+    progress: Callable[[IndexProgress], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+    shard_passages: int = SHARD_PASSAGES,
+) -> Manifest:
+    """Read sources and build a store with a reader's states.
+
+    Memory holds one shard of passages, whatever the size of the sources. A build that was killed
+    goes on with ``resume`` and ends in the same bytes.
+
+    Args:
+        sources: Files and folders.
+        output: The store's folder; it appears when everything is in it.
+        reader: A ``btr`` or ``decomposed`` reader.
+        embedder: For dense retrieval; None loads the default one.
+        options: How sources are read.
+        max_rejects: How many lines and documents may be unusable.
+        resume: Go on with a build that was interrupted.
+        progress: Called now and then.
+        note: Called at the end with lines about skipped files and the like.
+        shard_passages: Passages in a shard.
+
+    Returns:
+        The manifest of the finished store.
+
+    Raises:
+        UsageError: A plain reader, or ``output`` exists, or an unfinished build is there.
+        InputError: A source cannot be read, or there are no passages in the sources.
+        IncompatibleError: The build to resume has other sources or settings.
+        LockedError: Another process is building the same store.
+        ResourceError: Out of disk or memory; what was committed is intact.
+        RejectsError: The store is finished, but more was rejected than allowed.
+    """
+    state = IndexProgress("hashing sources", 0, 0, 0, 0, 0)
+
+    def report(**changes: object) -> None:
+        nonlocal state
+        state = replace(state, **changes)  # type: ignore[arg-type]
+        progress(state)
+
+    plan = plan_sources(sources)
+    digest = plan.digest(lambda done, total: report(source_bytes=done, total_bytes=total))
+    embedder = embedder or Embedder()
+    spec = _spec(reader, embedder, digest, options, shard_passages)
+    rejects = output.with_name(output.name + ".rejects.jsonl")
+    with StoreWriter.create(output, spec, resume=resume) as writer:
+        # Opened under the store's lock: two builds of one store must not share the file.
+        with Ledger(rejects, max_rejects=max_rejects) as ledger:
+            try:
+                report(stage="encoding", skipped=writer.committed, source_bytes=0)
+                passages = read_passages(
+                    plan, options=options, ledger=ledger,
+                    progress=lambda done, total: report(source_bytes=done, total_bytes=total),
+                )  # fmt: skip
+                # What is committed is read again and passed over: the account covers everything.
+                for shard in _batches(islice(passages, writer.committed, None), shard_passages):
+                    states: list[PassageState] = []
+                    for group in _batches(iter(shard), GROUP_PASSAGES):
+                        states += reader.encode(group)
+                        tokens = sum(len(s.rows) for s in states[-len(group) :])
+                        report(passages=state.passages + len(group), tokens=state.tokens + tokens)
+                    writer.write_shard(shard, states, quantize(embedder.encode_passages(shard)))
+            except BaseException:
+                # A build that has nothing would only be in the way of the next one.
+                if not writer.committed:
+                    with suppress(BtrError):
+                        writer.discard()
+                raise
+            finally:
+                if not ledger.counts["rejected"]:
+                    files.remove(rejects)
+        report(stage="indexing", source_bytes=state.total_bytes)
+        counts = ledger.counts
+        manifest = writer.finish(counts, build_indexes, rejects if counts["rejected"] else None)
+    files.remove(rejects)
+    for line in _notes(ledger):
+        note(line)
+    if counts["rejected"]:
+        ledger.rejects = output / REJECTS  # where the error below is to send the user
+    ledger.check()
+    return manifest
+
+
+def _spec(
+    reader: Reader,
+    embedder: Embedder,
+    digest: str,
+    options: IngestOptions | None,
+    shard_passages: int,
+) -> StoreSpec:
+    """What is going to be built; all that decides a byte of it is in here."""
+    if reader.mode == "plain":
+        raise UsageError("a plain reader has no states to store", where=reader.name,
+                         todo="use its decomposed or btr checkpoint")  # fmt: skip
+    return StoreSpec(
+        kind="bits" if reader.mode == "btr" else "fp16",
+        dim=reader.width,
+        split_layer=reader.split_layer,
+        fingerprint=reader.fingerprint,
+        dense_dim=embedder.dim,
+        passages_per_shard=shard_passages,
+        sources_digest=f"{digest} {options or IngestOptions()}",
+        settings={
+            "reader": reader.name,
+            "mode": reader.mode,
+            "dtype": str(reader.dtype).removeprefix("torch."),
+            "btr": btr.__version__,
+            **embedder.fingerprint,
+        },
+    )
+
+
+def _batches(items: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _notes(ledger: Ledger) -> Iterator[str]:
+    """What a user should know that is no error."""
+    for name, reason in ledger.skipped[:_NOTES]:
+        yield f"skipped {name}: {reason}"
+    more = ledger.counts["skipped_files"] - _NOTES
+    if more > 0:
+        yield f"and {more} more files skipped"
+    yield from ledger.warnings[:_NOTES]
+    if ledger.ignored_fields:
+        names = ", ".join(f"{n} ({c})" for n, c in ledger.ignored_fields.most_common(_NOTES))
+        yield f"fields that are not used: {names}"
+    if ledger.counts["duplicates"]:
+        yield f"{ledger.counts['duplicates']} records given twice were stored once"

@@ -1,0 +1,46 @@
+"""What this machine is and what it does well: dtype, memory, a card for reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from pathlib import Path
+
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def default_dtype() -> str:
+    """Name of the faster dtype on this machine: bf16 where the CPU multiplies it natively."""
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process in MB (1e6 bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def machine_card() -> dict[str, str | int]:
+    """The machine as benchmark reports name it."""
+    cpu = platform.processor()
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                cpu = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "instructions": " ".join(f for f in known if f in flags),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,1 @@
+"""Readers: one interface, a family a module."""

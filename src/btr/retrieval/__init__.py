@@ -1,0 +1,1 @@
+"""Finding passages: a lexical index, a dense index, and their fusion."""

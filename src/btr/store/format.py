@@ -1,0 +1,395 @@
+"""What a store is made of: spec, manifest, commit records, and how they are written as JSON.
+
+``docs/format.md`` is the reference for all of it; ``shard.py`` is the part about shards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from btr.errors import CorruptError, IncompatibleError, UsageError
+from btr.store.sealed import seal, unseal
+
+FORMAT = "btr-store"
+VERSION = 1
+MANIFEST = "manifest.json"
+IDS = "ids.sqlite"
+REJECTS = "rejects.jsonl"
+RETRIEVAL = "retrieval"
+SHARDS = "shards"
+
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_FILE_BYTES = 1 << 50
+MAX_PASSAGES = 1 << 40
+MAX_TEXT = 4096  # characters of a text in the manifest
+PARTS = ("passages", "states", "tables", "vectors")
+BYTES_PER_DIM = {"bits": 1 / 8, "fp16": 2}
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_FILE = re.compile(
+    r"ids\.sqlite|rejects\.jsonl|shards/[0-9]{8}\.btr"
+    r"|retrieval(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]{1,128}){1,4}",
+    re.ASCII,
+)
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassageState:
+    """What the lower layers of a reader made of one passage.
+
+    Attributes:
+        rows: uint8 ``[n_tokens, row_bytes]``, C-contiguous: packed signs (most significant bit
+            first) or the bytes of little-endian float16. Read-only when it comes from a store.
+        text_start: Index of the first token that belongs to ``Passage.text``; title tokens and
+            the like come before it.
+        truncated: The passage had more tokens than the reader's budget.
+    """
+
+    rows: np.ndarray
+    text_start: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    """All that decides a store's content, known before its first passage.
+
+    Attributes:
+        kind: "bits" or "fp16".
+        dim: Width of a token's state.
+        split_layer: Layers below the cut.
+        fingerprint: What the states depend on, by field: weights, tokenizer, settings.
+        dense_dim: Width of the int8 dense vectors; 0 without them.
+        passages_per_shard: Passages in every shard but the last.
+        sources_digest: Identifies the sources and the way they are cut into passages.
+        settings: Text, numbers or truth values by name, for whoever opens the store.
+
+    Raises:
+        UsageError: A field is out of the limits in ``docs/format.md``.
+        IncompatibleError: ``kind`` is unknown.
+    """
+
+    kind: str
+    dim: int
+    split_layer: int
+    fingerprint: Mapping[str, str]
+    dense_dim: int
+    passages_per_shard: int = 2048
+    sources_digest: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in BYTES_PER_DIM:
+            raise IncompatibleError("unknown kind of states", where="kind",
+                                    expected=" or ".join(BYTES_PER_DIM),
+                                    found=repr(self.kind)[:80])  # fmt: skip
+        _integer(self.dim, "dim", 1, 65_536)
+        if self.kind == "bits" and self.dim % 8:
+            _refuse("dim", "a multiple of 8 for bits", self.dim)
+        _integer(self.split_layer, "split_layer", 0, 1_000)
+        _integer(self.dense_dim, "dense_dim", 0, 8_192)
+        _integer(self.passages_per_shard, "passages_per_shard", 1, 65_536)
+        if self.passages_per_shard * self.dense_dim > 1 << 28:
+            _refuse("dense_dim", "at most 2^28 / passages_per_shard", self.dense_dim)
+        _text(self.sources_digest, "sources_digest")
+        for name, value in _items(self.fingerprint, "fingerprint", 64):
+            _text(value, f"fingerprint.{name}")
+        for name, value in _items(self.settings, "settings", 256):
+            _scalar(value, f"settings.{name}")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's state."""
+        return int(self.dim * BYTES_PER_DIM[self.kind])
+
+    @property
+    def store_id(self) -> bytes:
+        """16 bytes derived from every field: equal specs make equal stores."""
+        text = json.dumps({"version": VERSION} | self.as_dict(), sort_keys=True, allow_nan=False,
+                          separators=(",", ":"))  # fmt: skip
+        return sha256(text.encode("ascii")).digest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"fingerprint": dict(self.fingerprint), "settings": dict(self.settings)}
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of a store as the manifest names it: relative name, bytes, SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCommit:
+    """The record that makes a written shard count; ``parts`` as in :class:`Manifest`."""
+
+    store: str
+    shard: int
+    passages: int
+    tokens: int
+    truncated: int
+    parts: Mapping[str, int]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a whole store says of itself.
+
+    Attributes:
+        spec: What was asked for.
+        passages, tokens, truncated: Totals; ``truncated`` counts passages.
+        parts: Bytes of all shards by part: "passages", "states", "tables", "vectors".
+        counts: What ingestion counted.
+        files: Every other file, sorted by name.
+    """
+
+    spec: StoreSpec
+    passages: int
+    tokens: int
+    truncated: int
+    parts: Mapping[str, int]
+    counts: Mapping[str, int]
+    files: tuple[FileEntry, ...]
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.passages // self.spec.passages_per_shard)
+
+    def shard_passages(self, shard: int) -> int:
+        """Passages in one shard."""
+        size = self.spec.passages_per_shard
+        return min(size, self.passages - shard * size)
+
+    def encode(self) -> bytes:
+        """The bytes of ``manifest.json``."""
+        return seal(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "store": self.spec.store_id.hex(),
+                "spec": self.spec.as_dict(),
+                "passages": self.passages,
+                "tokens": self.tokens,
+                "truncated": self.truncated,
+                "parts": dict(self.parts),
+                "counts": dict(self.counts),
+                "files": [asdict(entry) for entry in self.files],
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, path: Path) -> Manifest:
+        """Check and read ``manifest.json``.
+
+        Args:
+            data: The file's bytes.
+            path: Its place, for messages.
+
+        Raises:
+            CorruptError: It is not a manifest, or says what cannot be.
+            IncompatibleError: It was written by a newer version.
+        """
+        manifest = _decoded(cls._from, data, path)
+        if manifest.encode() != data:  # a key too many, or another store's id
+            raise CorruptError("damaged file", where=str(path), expected="a manifest's keys",
+                               found="others")  # fmt: skip
+        return manifest
+
+    @classmethod
+    def _from(cls, values: Mapping[str, Any]) -> Manifest:
+        if values["format"] != FORMAT:
+            _refuse("format", FORMAT, values["format"])
+        manifest = cls(
+            StoreSpec(**values["spec"]),
+            _integer(values["passages"], "passages", 1, MAX_PASSAGES),
+            _integer(values["tokens"], "tokens", 0, 1 << 56),
+            _integer(values["truncated"], "truncated", 0, MAX_PASSAGES),
+            _integers(values["parts"], "parts", 4),
+            check_counts(values["counts"]),
+            tuple(_file_entry(entry) for entry in values["files"]),
+        )
+        names = [entry.name for entry in manifest.files]
+        if names != sorted(names) or len({name.lower() for name in names}) != len(names):
+            _refuse("files", "sorted names, each once", "others")
+        shards = [entry for entry in manifest.files if entry.name.startswith(SHARDS + "/")]
+        # The count is compared first: it bounds how many names are made for the second comparison.
+        if len(shards) != manifest.shards or any(
+            entry.name != shard_name(i) for i, entry in enumerate(shards)
+        ):
+            _refuse("files", f"{manifest.shards} shards", f"{len(shards)}, or wrong numbers")
+        if IDS not in names:
+            _refuse("files", IDS, "none")
+        if set(manifest.parts) != set(PARTS) or sum(manifest.parts.values()) != sum(
+            entry.bytes for entry in shards
+        ):
+            _refuse("parts", "the bytes of all shards", str(dict(manifest.parts)))
+        return manifest
+
+
+def shard_name(shard: int) -> str:
+    """The relative name of a shard's file."""
+    return f"{SHARDS}/{shard:08d}.btr"
+
+
+def encode_spec(spec: StoreSpec) -> bytes:
+    """The bytes of ``build.json``."""
+    return seal({"format": FORMAT, "version": VERSION, "spec": spec.as_dict()})
+
+
+def decode_spec(data: bytes, path: Path) -> StoreSpec:
+    """Check and read ``build.json``; raises as :meth:`Manifest.decode`."""
+    return _decoded(lambda values: StoreSpec(**values["spec"]), data, path)
+
+
+def encode_commit(commit: ShardCommit) -> bytes:
+    """The bytes of a commit record."""
+    return seal(asdict(commit) | {"version": VERSION})
+
+
+def decode_commit(data: bytes, path: Path) -> ShardCommit:
+    """Check and read a commit record; raises as :meth:`Manifest.decode`."""
+
+    def commit(values: Mapping[str, Any]) -> ShardCommit:
+        for name in ("shard", "passages", "tokens", "truncated", "bytes"):
+            _integer(values[name], name, 0, MAX_FILE_BYTES)
+        for name in ("store", "sha256"):
+            _text(values[name], name)
+        _integers(values["parts"], "parts", 4)
+        return ShardCommit(**{f.name: values[f.name] for f in fields(ShardCommit)})
+
+    return _decoded(commit, data, path)
+
+
+def spec_difference(mine: StoreSpec, theirs: StoreSpec) -> tuple[str, str, str] | None:
+    """The first field in which two specs differ: (name, mine, theirs), or None."""
+    for f in fields(StoreSpec):
+        a, b = getattr(mine, f.name), getattr(theirs, f.name)
+        if isinstance(a, Mapping):
+            found = mapping_difference(a, b)
+            if found is not None:
+                return f"{f.name}.{found[0]}", found[1], found[2]
+        elif a != b:
+            return f.name, str(a), str(b)
+    return None
+
+
+def mapping_difference(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> tuple[str, str, str] | None:
+    """The first name, in order, whose value differs: (name, mine, theirs), or None."""
+    for name in sorted({*mine, *theirs}):
+        a, b = (repr(m[name]) if name in m else "nothing" for m in (mine, theirs))
+        if a != b:
+            return name, a, b
+    return None
+
+
+# -- checking ---------------------------------------------------------------------------------
+
+
+def _decoded(build: Callable[[Mapping[str, Any]], T], data: bytes, path: Path) -> T:
+    """Unseal, check the version and that ``data`` is canonical, and build the value."""
+    try:
+        values = unseal(data)
+        version = values.get("version")
+        if type(version) is int and version > VERSION:
+            raise IncompatibleError(
+                "written by a newer btr", expected=f"format version {VERSION}", found=str(version)
+            )
+        if version != VERSION or seal(values) != data:
+            raise ValueError("not in canonical form")
+        return build(values)
+    except IncompatibleError as error:
+        raise IncompatibleError(
+            error.what, where=str(path), expected=error.expected, found=error.found,
+            todo="install a newer btr",
+        ) from None  # fmt: skip
+    except UsageError as error:
+        raise CorruptError(f"impossible value of {error.where}", where=str(path),
+                           expected=error.expected, found=error.found) from None  # fmt: skip
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
+        raise CorruptError("damaged file", where=str(path), expected="sealed JSON of this format",
+                           found=str(error)[:200] or type(error).__name__) from None  # fmt: skip
+
+
+def _refuse(name: str, expected: str, found: object) -> NoReturn:
+    raise UsageError("value out of range", where=name, expected=expected, found=str(found)[:80])
+
+
+def _integer(value: Any, name: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        _refuse(name, f"an integer from {low} to {high}", value)
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not _is_utf8(value):
+        _refuse(name, f"text of at most {MAX_TEXT} characters", repr(value))
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _scalar(value: Any, name: str) -> None:
+    if isinstance(value, str):
+        _text(value, name)
+    elif type(value) is int:
+        _integer(value, name, -(1 << 63), (1 << 63) - 1)
+    elif not (
+        value is None or isinstance(value, bool) or (type(value) is float and math.isfinite(value))
+    ):
+        _refuse(name, "text, a finite number, true, false or null", repr(value))
+
+
+def _items(value: Any, name: str, most: int) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or len(value) > most:
+        _refuse(name, f"at most {most} values by name", repr(value))
+    for key in value:
+        if not isinstance(key, str) or not _NAME.fullmatch(key):
+            _refuse(name, "names of 1 to 64 of A-Z a-z 0-9 _ . -", repr(key))
+    return list(value.items())
+
+
+def _integers(value: Any, name: str, most: int) -> dict[str, int]:
+    return {k: _integer(v, f"{name}.{k}", 0, (1 << 63) - 1) for k, v in _items(value, name, most)}
+
+
+def check_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts of a manifest; UsageError unless they are non-negative integers by name."""
+    return _integers(counts, "counts", 256)
+
+
+def _file_entry(value: Any) -> FileEntry:
+    entry = FileEntry(**value)
+    if not isinstance(entry.name, str) or not _FILE.fullmatch(entry.name):
+        _refuse("files", "names as docs/format.md allows", repr(entry.name))
+    _integer(entry.bytes, entry.name, 0, MAX_FILE_BYTES)
+    if not isinstance(entry.sha256, str) or not _HEX_DIGEST.fullmatch(entry.sha256):
+        _refuse(entry.name, "a digest of 64 hex digits", repr(entry.sha256))
+    return entry

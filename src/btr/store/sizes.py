@@ -1,0 +1,83 @@
+"""What a store's bytes are spent on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from btr.files import file_size
+from btr.store.format import IDS, MANIFEST, REJECTS, Manifest
+from btr.store.shard import HEADER_BYTES
+
+CONTINUOUS_BYTES = 4
+"""Bytes per dimension of the fp32 states that DeFormer stores."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSizes:
+    """Bytes of a store by part, together all bytes of its files.
+
+    Attributes:
+        bits: State records: packed signs or float16 states, their lengths, flags and checksums,
+            and the tables that find them.
+        scales: Per-token scales; a post-norm reader needs none.
+        refs: References to merged vectors; none without offline compression.
+        codebook: Merged vectors; none without offline compression.
+        index: Dense vectors and the lexical index.
+        text: Passages, their tables, the id table and the rejects.
+        manifest: The manifest and the shards' headers.
+        tokens: Tokens with a state.
+        dim: Width of a state.
+    """
+
+    bits: int
+    scales: int
+    refs: int
+    codebook: int
+    index: int
+    text: int
+    manifest: int
+    tokens: int
+    dim: int
+
+    @property
+    def by_part(self) -> dict[str, int]:
+        """The parts by name."""
+        names = ("bits", "scales", "refs", "codebook", "index", "text", "manifest")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def state_bytes_per_token(self) -> float:
+        """Bytes of all that the reader needs in place of a token's state."""
+        return (self.bits + self.scales + self.refs + self.codebook) / max(1, self.tokens)
+
+    @property
+    def ratio_to_continuous(self) -> float:
+        """How many times smaller than float32 states."""
+        return CONTINUOUS_BYTES * self.dim / self.state_bytes_per_token if self.tokens else 0.0
+
+
+def store_sizes(path: Path, manifest: Manifest) -> StoreSizes:
+    """Account for every byte of an open store.
+
+    Args:
+        path: The store's folder.
+        manifest: Its manifest.
+    """
+    other = {entry.name: entry.bytes for entry in manifest.files}
+    headers = HEADER_BYTES * manifest.shards
+    # A shard's two tables have one entry a passage each and are equally long.
+    table = (manifest.parts["tables"] - headers) // 2
+    rejects = other.get(REJECTS, 0)
+    shards = sum(manifest.parts.values())
+    return StoreSizes(
+        bits=manifest.parts["states"] + table,
+        scales=0,
+        refs=0,
+        codebook=0,
+        index=manifest.parts["vectors"] + sum(other.values()) - shards - other[IDS] - rejects,
+        text=manifest.parts["passages"] + table + other[IDS] + rejects,
+        manifest=file_size(path / MANIFEST) + headers,
+        tokens=manifest.tokens,
+        dim=manifest.spec.dim,
+    )

@@ -1,0 +1,216 @@
+"""What each command prints and reports when all is well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = ("demo", "index", "ask", "info", "verify", "eval", "bench", "models")
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from btr.cli.main import main; status = main(['--help']); "
+        "heavy = {'torch', 'transformers', 'numpy', 'faiss', 'tantivy', 'huggingface_hub'}; "
+        "print('heavy:', *(heavy & sys.modules.keys())); sys.exit(status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "heavy:"
+    assert all(name in run.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run: Run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"btr {command}" in out
+    assert "--json" in out
+
+
+def test_no_command_shows_help(run: Run) -> None:
+    status, out, _ = run()
+    assert (status, "Commands" in out) == (0, True)
+
+
+def test_index_reports_figures(run: Run, corpus: Path, tiny: Path, tmp_path: Path) -> None:
+    store = tmp_path / "new.btr"
+    status, out, err = run(
+        "index", corpus, "-o", store, "--reader", tiny, "--dtype", "fp32", "--json",
+        tmp_path / "r.json",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{store}: 4 passages, ")
+    assert "passages a second" in out
+    assert "peak memory" in out
+    assert report["passages"] == 4
+    assert report["counts"]["read"] == report["counts"]["stored"] == 4
+    assert report["reader"] == str(tiny)
+    assert {"tokens", "state_bytes_per_token", "passages_per_s", "peak_rss_mb"} <= report.keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.btr", "r.json"]
+
+
+def test_index_names_what_it_left_out(run: Run, tiny: Path, tmp_path: Path, corpus: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "song.mp3").write_bytes(b"x")
+    (folder / "a.jsonl").write_text('{"id": "1", "text": "It is long.", "mood": 1}\n' * 2)
+    status, _, err = run("index", folder, "-o", tmp_path / "s.btr", "--reader", tiny)
+    assert status == 0
+    assert "skipped song.mp3: type '.mp3' is not read" in err
+    assert "fields that are not used: mood (2)" in err
+    assert "1 records given twice were stored once" in err
+
+
+def test_info_has_exactly_the_stable_keys(run: Run, whole_store: Path) -> None:
+    status, out, _ = run("info", whole_store, "--json", "-")
+    report = json.loads(out)
+    assert status == 0
+    assert list(report) == [
+        "passages", "tokens", "dim", "split_layer", "fingerprint", "bytes",
+        "state_bytes_per_token", "ratio_to_continuous",
+    ]  # fmt: skip
+    assert list(report["bytes"]) == [
+        "bits", "scales", "refs", "codebook", "index", "text", "manifest"
+    ]  # fmt: skip
+    on_disk = sum(p.stat().st_size for p in whole_store.rglob("*") if p.is_file())
+    assert sum(report["bytes"].values()) == on_disk
+    assert (report["passages"], report["dim"], report["split_layer"]) == (4, 32, 2)
+    per_token = report["bytes"]["bits"] / report["tokens"]
+    assert report["state_bytes_per_token"] == pytest.approx(per_token, abs=1e-3)
+    assert report["ratio_to_continuous"] == pytest.approx(4 * 32 / per_token, abs=1e-3)
+
+
+def test_info_for_people(run: Run, whole_store: Path, tiny: Path) -> None:
+    status, out, _ = run("info", whole_store)
+    assert status == 0
+    assert f"{tiny}, btr, split after layer 2" in out
+
+
+def test_verify_finds_a_sound_store_sound(run: Run, whole_store: Path) -> None:
+    status, out, _ = run("verify", whole_store, "--json", "-")
+    report = json.loads(out)
+    assert (status, report["ok"], report["damage"], report["passages"]) == (0, True, [], 4)
+    assert run("verify", whole_store)[1].startswith(f"{whole_store}: sound; 4 passages")
+
+
+@pytest.mark.parametrize("mode", ["btr", "decomposed", "plain"])
+def test_ask_gives_a_span_of_a_document(
+    run: Run, whole_store: Path, corpus: Path, mode: str
+) -> None:
+    status, out, _ = run(
+        "ask", whole_store, "where do birds rest?", "--mode", mode, "--top", "2", "--json", "-"
+    )
+    reply = json.loads(out)
+    assert status == 0
+    assert len(reply["candidates"]) == 2
+    for candidate in reply["candidates"]:
+        passage = candidate["passage"]
+        start = candidate["start"] - passage["start"]
+        assert passage["text"][start : start + len(candidate["text"])] == candidate["text"]
+        assert candidate["text"] in candidate["sentence"]
+        if candidate["document"] == "rivers.txt":
+            text = (corpus / "rivers.txt").read_text()
+            assert text[candidate["start"] : candidate["end"]] == candidate["text"]
+    assert reply["abstained"] is (reply["answer"] is None)
+    assert {"retrieve", "fetch", "joint"} <= reply["stages_ms"].keys()
+
+
+def test_ask_reads_as_many_passages_as_asked(run: Run, whole_store: Path) -> None:
+    _, out, _ = run("ask", whole_store, "lake", "--passages", "2", "--json", "-")
+    assert json.loads(out)["passages_read"] == 2
+
+
+def test_ask_for_people(run: Run, whole_store: Path) -> None:
+    status, out, _ = run("ask", whole_store, "where do birds rest?")
+    assert status == 0
+    assert "other candidates" in out
+    assert ", characters " in out
+    assert " ms: retrieve " in out
+
+
+def test_models_lists_readers_and_encoders(run: Run) -> None:
+    status, out, _ = run("models", "--json", "-")
+    report = json.loads(out)
+    assert status == 0
+    assert [r["name"] for r in report["readers"]] == ["minilm"]
+    assert report["encoders"][0]["present"] is True
+    assert "Hugging Face Hub id" in run("models")[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "states"),
+    [
+        ((), "encoded now"),
+        (("--store", "STORE"), "stored"),
+        (("--store", "STORE", "--retrieve"), "stored"),
+        (("--store", "STORE", "--retrieved", "RUN"), "stored"),
+        (("--store", "STORE", "--mode", "plain"), "none"),
+        (("--store", "STORE", "--retrieve", "--mode", "decomposed"), "encoded now"),
+    ],
+)
+def test_eval_report(
+    run: Run, whole_store: Path, tiny: Path, questions: Path, tmp_path: Path,
+    flags: tuple[str, ...], states: str,
+) -> None:  # fmt: skip
+    listed = tmp_path / "run.jsonl"
+    listed.write_text('{"id": "1", "ctx_ids": ["q1"]}\n{"id": "2", "ctx_ids": ["q2", "q1"]}\n')
+    places = {"STORE": whole_store, "RUN": listed}
+    answers = tmp_path / "answers.jsonl"
+    status, out, _ = run(
+        "eval", "--reader", tiny, "--data", questions, "--json", "-", "--predictions", answers,
+        *(places.get(flag, flag) for flag in flags),
+    )  # fmt: skip
+    report = json.loads(out)
+    assert status == 0
+    assert {
+        "task", "reader", "family", "mode", "n", "em", "f1", "accuracy", "queries_per_s",
+        "cpu_s_per_correct", "passages_per_query", "settings",
+    } <= report.keys()  # fmt: skip
+    assert (report["task"], report["n"], report["family"]) == ("lakes", 2, "bert")
+    assert report["settings"]["states"] == states
+    assert [json.loads(line)["id"] for line in answers.read_text().splitlines()] == ["1", "2"]
+
+
+def test_eval_limit_and_task(run: Run, tiny: Path, questions: Path) -> None:
+    words = ("eval", "--reader", tiny, "--data", questions, "--limit", "1", "--task", "mine")
+    report = json.loads(run(*words, "--json", "-")[1])
+    assert (report["n"], report["task"]) == (1, "mine")
+    assert run(*words)[1].startswith("mine, ")
+
+
+@pytest.mark.parametrize("from_store", [False, True])
+def test_bench_report(
+    run: Run, whole_store: Path, tiny: Path, questions: Path, from_store: bool
+) -> None:
+    status, out, _ = run(
+        "bench", "--reader", tiny, "--data", questions, "--passages", "2", "--rounds", "1",
+        "--dtype", "fp32", "--checkpoint", tiny / "btr", "--json", "-",
+        *(("--store", whole_store) if from_store else ()),
+    )  # fmt: skip
+    report = json.loads(out)
+    assert status == 0
+    assert {"machine", "settings", "rows"} <= report.keys()
+    assert [row["mode"] for row in report["rows"]] == ["plain", "decomposed", "btr", "btr"]
+    for row in report["rows"]:
+        assert {
+            "family", "shape", "mode", "techniques", "queries_per_s", "ratio_to_plain",
+            "stages_ms", "peak_rss_mb",
+        } <= row.keys()  # fmt: skip
+    assert report["rows"][0]["ratio_to_plain"] == 1
+    assert report["settings"]["passages_per_question"] == 2
+
+
+def test_bench_for_people(run: Run, tiny: Path, questions: Path) -> None:
+    status, out, _ = run(
+        "bench", "--reader", tiny, "--data", questions, "--passages", "1", "--rounds", "1"
+    )
+    assert status == 0
+    assert "times plain" in out
+    assert "ms by stage" in out

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from btr.data.passages import Passage
+from btr.data.questions import Question, read_questions
+from btr.errors import InputError
+
+
+def write(folder: Path, *records: Any, name: str = "q.jsonl") -> Path:
+    path = folder / name
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz"])
+def test_fid_questions(tmp_path: Path, name: str) -> None:
+    record = {
+        "id": "nq-1", "question": "who?", "target": "x", "answers": ["A", "B"],
+        "ctxs": [
+            {"id": 7, "title": "T", "text": " t ", "score": "82.1", "hasanswer": True},
+            {"text": "u"},
+        ],
+    }  # fmt: skip
+    assert list(read_questions(write(tmp_path, record, name=name))) == [
+        Question("nq-1", "who?", ("A", "B"), (Passage("7", " t ", "T"), Passage("nq-1:ctx1", "u")))
+    ]
+
+
+def test_multiple_choice_and_claims(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"question": "q", "options": {"A": "x", "B": "y"}, "answers": ["B"], "subject": "law"},
+        {"question": "q", "options": ["x", "y"], "answer": "A"},
+        {"claim": "c", "label": "SUPPORTS"},
+        {"question": "open"},
+    )
+    choice, listed, claim, bare = read_questions(path)
+    assert (choice.options, choice.label, choice.subject) == ((("A", "x"), ("B", "y")), "B", "law")
+    assert (listed.options, listed.label) == ((("A", "x"), ("B", "y")), "A")
+    assert (claim.question, claim.answers, claim.label) == ("c", ("SUPPORTS",), "SUPPORTS")
+    assert bare == Question("4", "open")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"answers": ["a"]}, "'question' is missing"),
+        ({"question": " "}, "question is empty"),
+        ({"question": 3}, "'question' is a number"),
+        ({"question": "q", "answers": "a"}, "'answers' is a string, not an array"),
+        ({"question": "q", "answers": ["a", 1]}, "'answers' holds a number"),
+        ({"question": "q", "ctxs": {}}, "'ctxs' is an object"),
+        ({"question": "q", "ctxs": ["t"]}, r"ctxs\[0\] is a string"),
+        ({"question": "q", "ctxs": [{"text": "t"}, {"id": "x"}]}, r"in ctxs\[1\] .*'text' is miss"),
+        ({"question": "q", "options": {"A": "x"}, "answers": ["x"]}, "none of the options A"),
+        (["question"], "expected a JSON object, found an array"),
+        ({"question": "q", "score": float("nan")}, "NaN is not a JSON number"),
+    ],
+)
+def test_a_bad_question_is_named_with_file_and_line(
+    tmp_path: Path, record: Any, reason: str
+) -> None:
+    path = write(tmp_path, {"question": "fine"}, record)
+    with pytest.raises(InputError, match=rf"q\.jsonl, line 2.*{reason}"):
+        list(read_questions(path))
+
+
+def test_questions_are_streamed_and_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, {"question": "fine"}, {"bad": 1})
+    assert next(read_questions(path)).question == "fine"
+    with pytest.raises(InputError, match="no questions"):
+        list(read_questions(write(tmp_path)))

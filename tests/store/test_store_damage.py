@@ -1,0 +1,408 @@
+"""Damage is found before it becomes an answer; hostile files get an error, not a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import sqlite3
+import struct
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pytest
+import stub_store as stub
+
+from btr.data.passages import Passage
+from btr.errors import BtrError, CorruptError, IncompatibleError, InputError, UsageError
+from btr.store import StoreWriter, TokenStore, verify
+from btr.store.sealed import seal, unseal
+from btr.store.shard import section_seed
+from btr.store.shard_file import ShardFile
+
+N = 3
+SHARD = Path("shards") / "00000000.btr"
+
+
+@pytest.fixture
+def path(memory_folder: Path) -> Path:
+    stub.build(memory_folder / "store", N)
+    return memory_folder / "store"
+
+
+def read_all(path: Path) -> list[object]:
+    """Everything a store can be asked for."""
+    with TokenStore.open(path) as store:
+        n = len(store)
+        states = [(s.rows.tobytes(), s.text_start, s.truncated) for s in store.states(range(n))]
+        vectors = [v.tobytes() for v in store.vectors()]
+        passages = store.passages(range(n))
+        return [passages, states, vectors, [store.ordinal(p.id) for p in passages]]
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+
+
+def test_every_flipped_byte_of_shards_and_manifest_is_an_error_when_read(path: Path) -> None:
+    tried = 0
+    for name in ("manifest.json", "shards/00000000.btr", "shards/00000001.btr"):
+        data = (path / name).read_bytes()
+        for at in range(len(data)):
+            (path / name).write_bytes(flipped(data, at))
+            with pytest.raises((CorruptError, IncompatibleError)) as caught:
+                read_all(path)
+            assert name in caught.value.where
+            tried += 1
+        (path / name).write_bytes(data)
+    assert tried > 2000
+    assert verify(path).ok
+
+
+def test_every_flipped_byte_of_every_file_is_found_by_verify(path: Path) -> None:
+    for name, data in stub.tree(path).items():
+        for at in range(len(data)):
+            (path / name).write_bytes(flipped(data, at))
+            damage = verify(path).damage
+            assert damage, f"{name} byte {at}"
+            assert any(name in error.where for error in damage if isinstance(error, CorruptError))
+        (path / name).write_bytes(data)
+    assert verify(path).ok
+
+
+def test_a_damaged_id_table_never_gives_a_wrong_answer(path: Path) -> None:
+    file = path / "ids.sqlite"
+    data = file.read_bytes()
+    # All bytes that say something; of the long runs of zeros, every 16th.
+    for at in (i for i in range(len(data)) if data[i] or i % 16 == 0):
+        file.write_bytes(flipped(data, at))
+        with TokenStore.open(path) as store:
+            for i in range(N):
+                with contextlib.suppress(CorruptError):
+                    assert store.ordinal(stub.passage(i).id) == i
+            with pytest.raises(CorruptError):
+                store.ordinal("nobody")
+
+
+def test_every_wrong_length_of_a_shard_is_refused(path: Path) -> None:
+    data = (path / SHARD).read_bytes()
+    for wrong in [*(data[:n] for n in range(len(data))), data + b"\0", data + bytes(4096)]:
+        (path / SHARD).write_bytes(wrong)
+        with pytest.raises(CorruptError, match="size"):
+            TokenStore.open(path)
+        with pytest.raises(CorruptError):  # though the manifest agrees with the wrong size
+            ShardFile(path / SHARD, stub.SPEC, stub.SPEC.store_id, 0, 2, len(wrong))
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "ids.sqlite", "rejects.jsonl", "retrieval/lexical/index.bin"]
+)
+def test_wrong_lengths_of_other_files_are_refused(path: Path, name: str) -> None:
+    data = (path / name).read_bytes()
+    for wrong in (b"", data[:-1], data + b"\0", data[:5]):
+        (path / name).write_bytes(wrong)
+        with pytest.raises(CorruptError, match=Path(name).name):
+            TokenStore.open(path)
+
+
+def test_what_stands_in_a_files_place_is_refused(path: Path) -> None:
+    tmp_path = path.parent
+    for name in ("manifest.json", "ids.sqlite", str(SHARD)):
+        file = path / name
+        kept = tmp_path / "kept"
+        file.rename(kept)
+        for kind in ("nothing", "folder", "pipe", "link"):
+            if kind == "folder":
+                file.mkdir()
+            elif kind == "pipe":
+                os.mkfifo(file)
+            elif kind == "link":
+                file.symlink_to(kept)
+            with pytest.raises((CorruptError, UsageError), match=Path(name).name):
+                TokenStore.open(path)
+            if name != "manifest.json":
+                assert not verify(path).ok
+            if file.is_dir():
+                file.rmdir()
+            else:
+                file.unlink(missing_ok=True)
+        kept.rename(file)
+    shards = path / "shards"
+    shards.rename(tmp_path / "elsewhere")
+    shards.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptError, match="not a folder"):
+        TokenStore.open(path)
+
+
+def test_a_file_cut_off_while_open_is_an_error(path: Path) -> None:
+    store = TokenStore.open(path)
+    store.states([0])
+    with (path / SHARD).open("r+b") as file:
+        file.truncate(300)
+    with pytest.raises(CorruptError, match="ends too early"):
+        store.states([1])
+
+
+def spans(path: Path) -> list[tuple[int, int]]:
+    """(first, last) byte of the state records of shard 0."""
+    data = (path / SHARD).read_bytes()
+    n = struct.unpack_from("<I", data, 32)[0]
+    sizes = [struct.unpack_from("<Q", data, 64 + 16 * i + 8)[0] for i in range(5)]
+    base = 256 + sum(sizes[:4])
+    offsets = struct.unpack_from(f"<{n + 1}Q", data, 256)
+    return [(base + a, base + b) for a, b in pairwise(offsets)]
+
+
+def equal_states(path: Path, **changes: Any) -> None:
+    """A store of two shards whose four records are alike in every byte but their checksums."""
+    with StoreWriter.create(path, stub.spec(**changes)) as writer:
+        for shard in range(2):
+            ids = (f"p{2 * shard}", f"p{2 * shard + 1}")
+            writer.write_shard([Passage(i, "text") for i in ids], [stub.state(0)] * 2,
+                               stub.vectors(0, 2))  # fmt: skip
+        writer.finish({}, None, None)
+
+
+def test_records_that_are_moved_are_found(tmp_path: Path) -> None:
+    path, other = tmp_path / "store", tmp_path / "other"
+    equal_states(path)
+    equal_states(other, sources_digest="others")
+    one, two = path / SHARD, path / "shards" / "00000001.btr"
+    data, second, foreign = one.read_bytes(), two.read_bytes(), (other / SHARD).read_bytes()
+    (a, b), (c, d) = spans(path)
+    swapped = data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
+    repeated = data[:c] + data[a:b] + data[d:]
+    from_second = data[:a] + second[a:b] + data[b:]
+    from_other = data[:a] + foreign[a:b] + data[b:]
+    for moved, reads in ((swapped, [0]), (swapped, [1]), (repeated, [1]), (from_second, [0]),
+                         (from_other, [0])):  # fmt: skip
+        assert moved != data
+        assert len(moved) == len(data)
+        one.write_bytes(moved)
+        with pytest.raises(CorruptError, match="damaged state record"):
+            TokenStore.open(path).states(reads)
+        assert not verify(path).ok
+    one.write_bytes(second)
+    with pytest.raises(CorruptError, match="shard number"):
+        TokenStore.open(path).states([0])
+    one.write_bytes(foreign)
+    with pytest.raises(CorruptError, match="wrong store"):
+        TokenStore.open(path).states([0])
+
+
+def test_a_damaged_record_harms_only_its_passage_and_verify_lists_all(path: Path) -> None:
+    before = [s.rows.tobytes() for s in TokenStore.open(path).states(range(N))]
+    (first, last), _ = spans(path)
+    data = bytearray((path / SHARD).read_bytes())
+    data[last - 1] ^= 4
+    (path / SHARD).write_bytes(bytes(data))
+    (path / "extra.txt").write_text("x")
+    (path / "rejects.jsonl").unlink()
+    (path / "retrieval" / "lexical" / "index.bin").write_text("y")
+    report = verify(path)
+    assert not report.ok
+    found = "\n".join(map(str, report.damage))
+    assert f"passage 0 of the shard, byte {first}" in found
+    for name in ("extra.txt", "rejects.jsonl", "index.bin", "00000000.btr"):
+        assert name in found
+    assert len(report.damage) == 5
+    (path / "rejects.jsonl").write_text('{"line": 3}\n')
+    shutil.copy(path / "ids.sqlite", path / "retrieval" / "lexical" / "copy")
+    size = len("\n".join(stub.passage(i).id for i in range(N)))
+    (path / "retrieval" / "lexical" / "index.bin").write_text("y" * size)
+    store = TokenStore.open(path)
+    assert [s.rows.tobytes() for s in store.states([1, 2])] == before[1:]
+    assert store.passages([0]) == [stub.passage(0)]
+    with pytest.raises(CorruptError):
+        store.states([0])
+
+
+def test_verify_finds_damage_that_the_digests_agree_with(path: Path) -> None:
+    """As a program would leave it that writes wrong shards and then seals them."""
+    manifest = path / "manifest.json"
+    values, data = unseal(manifest.read_bytes()), (path / SHARD).read_bytes()
+    vectors = struct.unpack_from("<Q", data, 64 + 2 * 16 + 8)[0]
+    tables = 256 + 2 * (8 * 3 + 4)
+    wrong_tokens = bytearray(data)
+    wrong_tokens[48] += 1
+    recheck(wrong_tokens, 0, 256, 0)
+    for changed, found in (
+        (flipped(data, tables), ["damaged vectors"]),
+        (flipped(data, tables + vectors), ["damaged passage record"]),
+        (bytes(wrong_tokens), ["tokens that are not there", "totals"]),
+    ):
+        (path / SHARD).write_bytes(changed)
+        entry = next(e for e in values["files"] if e["name"] == str(SHARD))
+        entry["sha256"] = hashlib.sha256(changed).hexdigest()
+        manifest.write_bytes(seal(values))
+        report = verify(path)
+        assert len(report.damage) == len(found)
+        for error, what in zip(report.damage, found, strict=True):
+            assert what in error.what
+
+
+def test_verify_of_a_damaged_manifest_is_a_report(path: Path) -> None:
+    (path / "manifest.json").write_bytes(flipped((path / "manifest.json").read_bytes(), 50))
+    report = verify(path)
+    assert [type(error) for error in report.damage] == [CorruptError]
+
+
+def test_an_id_table_with_another_schema_is_refused(path: Path) -> None:
+    """A view could run what it likes; it must have the right size to get that far."""
+    file = path / "ids.sqlite"
+    size = file.stat().st_size
+    file.unlink()
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE VIEW ids AS SELECT 'id-00000' AS id, 2 AS ordinal")
+    connection.close()
+    file.write_bytes(file.read_bytes().ljust(size, b"\0"))
+    with pytest.raises(CorruptError, match="id table"):
+        TokenStore.open(path).ordinal("id-00000")
+
+
+# -- hostile files ------------------------------------------------------------------------------
+
+NUMBERS = [0, 1, 2, 3, 7, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+LARGE = [*NUMBERS, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
+
+
+def recheck(data: bytearray, first: int, last: int, seed: int) -> None:
+    """Give the piece from ``first`` to ``last`` the checksum of what it now says."""
+    if first + 4 <= last <= len(data):
+        struct.pack_into(
+            "<I", data, last - 4, google_crc32c.extend(seed, bytes(data[first : last - 4]))
+        )
+
+
+def hostile_shard(data: bytes, draw: random.Random) -> bytes:
+    """Change numbers anywhere in a shard and make all checksums right again."""
+    changed = bytearray(data)
+    n = struct.unpack_from("<I", data, 32)[0]
+    sizes = [struct.unpack_from("<Q", data, 64 + 16 * i + 8)[0] for i in range(5)]
+    starts = [256 + sum(sizes[:i]) for i in range(6)]
+    for _ in range(draw.randint(1, 3)):
+        kind = draw.choice("hHtTrb")
+        if kind == "h":
+            struct.pack_into("<I", changed, draw.randrange(8, 144, 4), draw.choice(NUMBERS))
+        elif kind == "H":
+            struct.pack_into("<Q", changed, draw.randrange(48, 140, 4), draw.choice(LARGE))
+        elif kind in "tT":
+            at = starts["tT".index(kind)] + 8 * draw.randrange(n + 1)
+            near = struct.unpack_from("<Q", changed, at)[0] + draw.randint(-40, 40)
+            value = draw.choice([*LARGE, max(0, near)])
+            struct.pack_into("<Q", changed, at, value)
+        elif kind == "r":
+            section = draw.choice([3, 4])
+            table = struct.unpack_from(f"<{n}Q", data, starts[4 - section])
+            where = starts[section] + draw.choice(table) + 4 * draw.randrange(4)
+            struct.pack_into("<I", changed, where, draw.choice(NUMBERS))
+        else:
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+    if draw.random() < 0.2:
+        del changed[draw.randrange(len(changed)) :]
+    if len(changed) < 256:
+        return bytes(changed)
+    shard, store_id = struct.unpack_from("<I", data, 12)[0], data[16:32]
+    recheck(changed, 0, 256, 0)
+    for i in range(3):
+        recheck(changed, starts[i], starts[i + 1], section_seed(store_id, shard, i + 1))
+    for section in (3, 4):
+        offsets = struct.unpack_from(f"<{n + 1}Q", data, starts[4 - section])
+        for record in range(n):
+            first, last = starts[section] + offsets[record], starts[section] + offsets[record + 1]
+            recheck(changed, first, last, section_seed(store_id, shard, section + 1) ^ record)
+    return bytes(changed)
+
+
+def hostile_manifest(data: bytes, draw: random.Random, depth: int = 0) -> bytes:
+    """Change values of a manifest and seal it again."""
+    values: Any = unseal(data)
+    for _ in range(draw.randint(1, 2)):
+        place, key = values, draw.choice(list(values))
+        while isinstance(place[key], (dict, list)) and place[key] and draw.random() < 0.8:
+            place = place[key]
+            key = (
+                draw.choice(list(place)) if isinstance(place, dict) else draw.randrange(len(place))
+            )
+        action = draw.randrange(4)
+        if action == 0:
+            del place[key]
+        elif action == 1 and isinstance(place, dict):
+            place[draw.choice(["x", "kind", "bytes", "dim", ""])] = place[key]
+        else:
+            place[key] = draw.choice(
+                [None, True, -1, 0.5, "", "x" * 70, [], {}, [[]], {"a": {}}, "\ud800", *LARGE]
+            )
+    return seal(values)
+
+
+def survives(path: Path, name: str) -> bool:
+    """Read everything: an error of ours is fine, so is an answer; anything else is not."""
+    try:
+        read_all(path)
+    except BtrError:
+        return False
+    except Exception as error:
+        raise AssertionError(f"{name}: {error!r} came out") from error
+    return True
+
+
+def test_hostile_shards(path: Path) -> None:
+    draw = random.Random(1)
+    shard, manifest = path / SHARD, path / "manifest.json"
+    data, values = shard.read_bytes(), unseal(manifest.read_bytes())
+    entry = next(e for e in values["files"] if e["name"] == str(SHARD))
+    tracemalloc.start()
+    try:
+        refused = 0
+        for _ in range(2000):
+            changed = hostile_shard(data, draw)
+            shard.write_bytes(changed)
+            # The manifest goes along with the size, or nothing else would ever be looked at.
+            values["parts"]["states"] += len(changed) - entry["bytes"]
+            entry["bytes"] = len(changed)
+            if values["parts"]["states"] >= 0:
+                manifest.write_bytes(seal(values))
+            refused += not survives(path, "shard")
+        assert refused > 1000
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_hostile_manifests(path: Path) -> None:
+    draw = random.Random(2)
+    file = path / "manifest.json"
+    data = file.read_bytes()
+    tracemalloc.start()
+    try:
+        refused = 0
+        for _ in range(2000):
+            file.write_bytes(hostile_manifest(data, draw))
+            refused += not survives(path, "manifest")
+        assert refused > 1000
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_hostile_id_tables(path: Path) -> None:
+    draw = random.Random(3)
+    file = path / "ids.sqlite"
+    data = file.read_bytes()
+    for _ in range(500):
+        changed = bytearray(data)
+        for _ in range(draw.randint(1, 20)):
+            at = draw.choice([draw.randrange(200), draw.randrange(4096, 4120),
+                              draw.randrange(len(data))])  # fmt: skip
+            changed[at] = draw.choice([0, 255, draw.randrange(256)])
+        file.write_bytes(bytes(changed))
+        with TokenStore.open(path) as store:
+            for i in range(N):
+                with contextlib.suppress(CorruptError, InputError):
+                    assert store.ordinal(stub.passage(i).id) == i
