@@ -11,7 +11,7 @@ import pytest
 
 from btr import models
 from btr.errors import IncompatibleError, InputError
-from btr.models import PACKAGED, PackagedModel, resolve
+from btr.models import PACKAGED, PackagedModel, reader_folder, resolve
 
 MODULE = "btr_test_model_package"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -103,3 +103,8 @@ def test_folders_and_hub_ids_pass_through(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_can_only_be_a_missing_folder_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="no such model folder"):
         resolve(name)
+
+
+def test_an_empty_reader_name_is_not_the_current_folder():
+    with pytest.raises(InputError, match="no such reader"):
+        reader_folder("")

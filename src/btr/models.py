@@ -186,7 +186,7 @@ def reader_folder(name: str) -> Path:
             todo="reinstall btr-reader, or name a folder with --reader",
         )
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():  # Path("") is the current folder
         return folder
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         near = get_close_matches(name, SHIPPED, 1)

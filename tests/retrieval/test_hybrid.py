@@ -11,6 +11,7 @@ from btr.data.passages import Passage
 from btr.errors import IncompatibleError, InputError, UsageError
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import Hit, HybridRetriever, build_indexes
+from btr.store import PassageState, StoreSpec, StoreWriter, TokenStore, verify
 
 PASSAGES = [
     Passage("0", "Plants turn light into chemical energy, and give off oxygen.", "Photosynthesis"),
@@ -104,3 +105,25 @@ def test_an_index_of_other_passages_is_refused(tmp_path: Path, embedder: Embedde
 def test_a_store_without_indexes_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no lexical index"):
         HybridRetriever(Store(tmp_path, np.ones((5, 16), np.int8)), None).search("moon", 1)
+
+
+def test_it_works_over_a_real_store(tmp_path: Path, embedder: Embedder) -> None:
+    codes = quantize(embedder.encode_passages(PASSAGES))
+    spec = StoreSpec(
+        kind="bits", dim=8, split_layer=1, fingerprint={}, dense_dim=embedder.dim,
+        passages_per_shard=2, sources_digest="s", settings={},
+    )  # fmt: skip
+    states = [PassageState(np.zeros((2, 1), np.uint8), 0, False)] * 2
+    with StoreWriter.create(tmp_path / "store", spec) as writer:
+        for first in (0, 2, 4):
+            shard = PASSAGES[first : first + 2]
+            writer.write_shard(shard, states[: len(shard)], codes[first : first + 2])
+        writer.finish({}, build_indexes, None)
+    with TokenStore.open(tmp_path / "store") as store:
+        hits = HybridRetriever(store, embedder).search("How long is the moon's orbit?", 2)
+        assert [passage.title for passage in store.passages([h.ordinal for h in hits])] == [
+            "Moon",
+            "Orbit",
+        ]
+    # Searching left nothing behind.
+    assert verify(tmp_path / "store").damage == ()

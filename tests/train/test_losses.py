@@ -8,13 +8,17 @@ import torch
 from btr.train import losses
 
 
-def test_marginal_nll_sums_over_all_targets():
-    logits = torch.tensor([[1.0, 2.0, 3.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
+def test_span_nll_sums_over_whole_spans():
+    start = torch.tensor([[1.0, 2.0, 3.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
+    end = torch.tensor([[2.0, 0.0, 1.0, 9.0], [0.0, 0.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    targets = torch.tensor([[False, True, True, False], [True, False, False, False]])
-    p = torch.softmax(logits[0, :3], 0)
-    expected = (-torch.log(p[1] + p[2]) - torch.log(torch.tensor(0.25))) / 2
-    assert losses.marginal_nll(logits, targets, mask).item() == pytest.approx(expected.item())
+    spans = torch.tensor([[[1, 1], [2, 2]], [[0, 0], [-1, -1]]])
+    p, q = torch.softmax(start[0, :3], 0), torch.softmax(end[0, :3], 0)
+    # Not (p[1] + p[2]) * (q[1] + q[2]): one place's start with another's end is no answer.
+    first = -torch.log(p[1] * q[1] + p[2] * q[2])
+    second = -torch.log(torch.tensor(0.25 * 0.25))
+    expected = (first + second) / 4
+    assert losses.span_nll(start, end, mask, spans).item() == pytest.approx(expected.item())
 
 
 def test_divergence_is_zero_for_equal_answers_and_positive_otherwise():

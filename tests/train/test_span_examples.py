@@ -52,8 +52,12 @@ def test_collate_shares_passages_and_marks_targets():
     assert batch.passage_ids.shape == (2, 6)
     assert batch.query_ids.shape == (3, 5)
     assert batch.passage_of.tolist() == [1, 1, 0]
-    assert batch.starts.nonzero().tolist() == [[0, 2], [0, 5], [1, 0], [2, 1]]
-    assert batch.ends.nonzero().tolist() == [[0, 3], [0, 5], [1, 0], [2, 4]]
+    assert batch.spans[:, :2].tolist() == [
+        [[2, 3], [5, 5]],
+        [[0, 0], [-1, -1]],
+        [[1, 4], [-1, -1]],
+    ]
+    assert (batch.spans[:, 2:] == -1).all()
     assert batch.to(torch.device("cpu")).passage_mask.sum().item() == 10
 
 

@@ -48,7 +48,13 @@ def tokenize_passage(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a folder, told to read ``[SEP]`` and the like in a text as text."""
+    """The fast tokenizer of a folder, for whole texts and nothing but their tokens.
+
+    Sentence encoders ship tokenizers that cut at 128 tokens and pad up to them, without a word.
+    Both are switched off, and ``[SEP]`` and the like in a text are read as text.
+    """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer

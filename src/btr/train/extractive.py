@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertForQuestionAnswering
+from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
 
 from btr.binarize import PostNormBinarizer, straight_through_sign
@@ -30,8 +30,10 @@ from btr.models import resolve
 from btr.readers.base import Mode
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
 from btr.readers.bert_network import JointStates, SplitBert, bert_layers
+from btr.readers.bert_text import load_tokenizer
 from btr.readers.spans import span_scores, top_spans
 from btr.train import losses
+from btr.train.dropout import make_pool, use_pooled_dropout
 from btr.train.loop import Loop, LoopSettings
 from btr.train.optimizer import MasterAdamW
 from btr.train.span_examples import (
@@ -61,7 +63,7 @@ class StepSettings(DataSettings):
     answer_weight: float = 0.0
     recovery_weight: float = 0.0
     distil_share: float = 0.5
-    embedding_dropout: float = 0.1
+    dropout: float = 0.1
 
 
 def device_of(network: SplitBert) -> torch.device:
@@ -108,13 +110,7 @@ class StageLoss:
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
         start, end, mask, state, _restored = run_network(self.network, batch, student)
-        parts = {
-            "span": (
-                losses.marginal_nll(start, batch.starts, mask)
-                + losses.marginal_nll(end, batch.ends, mask)
-            )
-            / 2
-        }
+        parts = {"span": losses.span_nll(start, end, mask, batch.spans)}
         if self.teacher is not None and (settings.state_weight or settings.answer_weight):
             seen = JointStates()
             with torch.no_grad():
@@ -251,7 +247,7 @@ def train_stage(
     """
     torch.manual_seed(settings.seed)
     query_budget = BertReaderConfig("plain", 0).query_budget
-    tokenizer = AutoTokenizer.from_pretrained(resolve(base))
+    tokenizer = load_tokenizer(Path(resolve(base)))
     data, dev = load_data(data_folder, tokenizer, settings, query_budget)
     print(f"{len(data.examples)} examples, {len(data.passages)} passages", flush=True)
     teacher = recovery = None
@@ -274,11 +270,7 @@ def train_stage(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).bfloat16().train().requires_grad_(True)
     network.model.bert.embeddings.word_embeddings.requires_grad_(False)
-    # Dropout once, at the input: inside the layers it costs a third of the step on this CPU.
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    network.model.bert.embeddings.dropout.p = settings.embedding_dropout
+    use_pooled_dropout(network, make_pool(settings.dropout, settings.seed, torch.bfloat16, device))
     if teacher is not None:
         teacher.to(device).bfloat16().eval().requires_grad_(False)
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]

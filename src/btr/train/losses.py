@@ -11,21 +11,29 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def marginal_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``-log sum_{i in targets} softmax(logits)_i``.
+def span_nll(start: Tensor, end: Tensor, mask: Tensor, spans: Tensor) -> Tensor:
+    """Mean of ``-log sum_{(i, j) in spans} p_start(i) p_end(j)``, halved.
+
+    The sum is over whole spans: with one sum for starts and one for ends, an answer that stands
+    twice may begin at its first place and end at its second.
 
     Args:
-        logits: ``[B, S]`` float32.
-        targets: ``[B, S]`` bool, at least one True in every row.
+        start: ``[B, S]`` float32 start logits.
+        end: ``[B, S]`` float32 end logits.
         mask: ``[B, S]`` bool, positions that take part.
+        spans: ``[B, M, 2]`` int64 first and last positions; rows with fewer repeat -1. At least one
+            in every row.
 
     Returns:
-        A scalar.
+        A scalar, the mean of a start's and an end's loss where there is one span.
     """
-    lowest = torch.finfo(logits.dtype).min
-    every = torch.logsumexp(logits.masked_fill(~mask, lowest), dim=1)
-    wanted = torch.logsumexp(logits.masked_fill(~targets, lowest), dim=1)
-    return (every - wanted).mean()
+    lowest = torch.finfo(start.dtype).min
+    log_start = functional.log_softmax(start.masked_fill(~mask, lowest), dim=1)
+    log_end = functional.log_softmax(end.masked_fill(~mask, lowest), dim=1)
+    places = spans.clamp_min(0)
+    pairs = log_start.gather(1, places[..., 0]) + log_end.gather(1, places[..., 1])
+    pairs = pairs.masked_fill(spans[..., 0] < 0, lowest / 4)
+    return -torch.logsumexp(pairs, dim=1).mean() / 2
 
 
 def answer_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

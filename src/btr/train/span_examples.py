@@ -127,8 +127,8 @@ class SpanBatch:
     """Padded tensors of one batch.
 
     ``query_ids`` ``[B, Q]`` and ``passage_ids`` ``[U, P]`` int64 with bool masks; ``passage_of``
-    ``[B]`` maps a question to its passage; ``starts`` and ``ends`` ``[B, 1 + P]`` bool mark the
-    targets, column 0 being "not answered here".
+    ``[B]`` maps a question to its passage; ``spans`` ``[B, M, 2]`` are the targets' first and last
+    positions, 0 being "not answered here" and ``1 + i`` the passage's token ``i``; -1 fills up.
     """
 
     query_ids: Tensor
@@ -136,8 +136,7 @@ class SpanBatch:
     passage_ids: Tensor
     passage_mask: Tensor
     passage_of: Tensor
-    starts: Tensor
-    ends: Tensor
+    spans: Tensor
 
     def to(self, device: torch.device) -> SpanBatch:
         """The same batch on another device."""
@@ -160,16 +159,12 @@ def collate(data: SpanData, examples: Sequence[SpanExample]) -> SpanBatch:
     row = {number: i for i, number in enumerate(distinct)}
     query_ids, query_mask = pad([data.questions[e.question] for e in examples])
     passage_ids, passage_mask = pad([data.passages[number] for number in distinct])
-    targets = torch.zeros((2, len(examples), 1 + passage_ids.shape[1]), dtype=torch.bool)
+    spans = torch.full((len(examples), MAX_TARGETS, 2), -1)
     for i, example in enumerate(examples):
-        for first, last in example.spans:
-            targets[0, i, 1 + first] = targets[1, i, 1 + last] = True
-        if not example.spans:
-            targets[:, i, 0] = True
+        places = [(1 + first, 1 + last) for first, last in example.spans] or [(0, 0)]
+        spans[i, : len(places)] = torch.tensor(places)
     passage_of = torch.tensor([row[e.passage] for e in examples])
-    return SpanBatch(
-        query_ids, query_mask, passage_ids, passage_mask, passage_of, targets[0], targets[1]
-    )
+    return SpanBatch(query_ids, query_mask, passage_ids, passage_mask, passage_of, spans)
 
 
 def epoch_batches(

@@ -17,11 +17,10 @@ from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample, in_d
 
 @dataclass(frozen=True)
 class Source:
-    """One training file: how many passages a question to take as positives, and its share."""
+    """One training file, and how many passages that hold the answer to take for a question."""
 
     name: str
     positives: int = 1
-    share: float = 1.0
 
 
 SOURCES = (
@@ -35,8 +34,13 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What is read: shares of the questions and of the dev passages, and the seed of the choice."""
+    """What is read: shares of the questions and of the dev passages, and the seed of the choice.
 
+    ``share`` is of all training questions, for short runs that compare settings; ``qamr_share`` is
+    of qamr's, whose questions are many, vague, and on few passages.
+    """
+
+    share: float = 1.0
     qamr_share: float = 0.5
     dev_share: float = 0.04
     passage_budget: int = 256
@@ -60,7 +64,7 @@ def load_data(
     rows: dict[str, list[tuple[SpanExample, str, list[tuple[int, int]], int, list[str]]]] = {}
     chooser = random.Random(settings.seed)  # noqa: S311 -- a sample, not a secret
     for source in SOURCES:
-        share = settings.qamr_share if source.name == "qamr" else source.share
+        share = settings.share * (settings.qamr_share if source.name == "qamr" else 1.0)
         siblings: dict[str, list[int]] = {}
         pending: list[tuple[int, str, int]] = []
         for record in read_jsonl(folder / f"{source.name}.jsonl.gz"):
