@@ -9,6 +9,6 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=gli
 for layout in 2+4 3+3 4+3 6+3 4+2 6+2 5+1; do
     python -m btr.train.extractive --stage decompose --data "$data" --plain "$runs/plain/checkpoint" \
         --output "$runs/layout-$layout" --lower "${layout%+*}" --joint "${layout#*+}" \
-        --epochs 1 --share 0.25 --qamr-share 0.45 --negative-share 0.12 --lr 1.5e-4 \
+        --epochs 1 --share 0.25 --negative-share 0.12 --lr 1.5e-4 \
         --answer-weight 1 --state-weight 0.2
 done

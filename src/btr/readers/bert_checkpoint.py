@@ -49,6 +49,15 @@ class BertReaderConfig:
     word_embeddings: str = ""
     family: str = "bert"
 
+    @classmethod
+    def fitting(
+        cls, shape: BertConfig, mode: Mode, split_layer: int, word_embeddings: str = ""
+    ) -> BertReaderConfig:
+        """The default budgets, the passage's cut to the positions that the network has."""
+        room = int(shape.max_position_embeddings) - cls.query_budget
+        budget = min(cls.passage_budget, room)
+        return cls(mode, split_layer, passage_budget=budget, word_embeddings=word_embeddings)
+
 
 def save_checkpoint(
     folder: Path,
@@ -148,7 +157,7 @@ def read_section(section: object, shape: BertConfig, where: str) -> BertReaderCo
         CorruptError: A setting is missing or impossible.
     """
     if section is None:
-        return BertReaderConfig("plain", 0)
+        return BertReaderConfig.fitting(shape, "plain", 0)
     known = [f.name for f in fields(BertReaderConfig)]
     if not isinstance(section, dict):
         raise CorruptError("the btr section is no object", where=where, found=str(section)[:80])
