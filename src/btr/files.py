@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import socket
 import sqlite3
 import stat
@@ -331,6 +332,24 @@ def remove_tree(root: Path, keep: frozenset[str] = frozenset()) -> None:
         elif is_folder and name not in kept_folders:
             with explaining(root / name):
                 ops.rmdir(root / name)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder that libraries fill, beside ``folder``, and put it in its place at the end.
+
+    After a kill at any moment ``folder`` or ``<folder>.old`` is whole; after an error inside,
+    ``folder`` is untouched. Parents are made.
+    """
+    beside, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    yield beside
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        rename(folder, old)
+    rename(beside, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 # -- locking ----------------------------------------------------------------------------------

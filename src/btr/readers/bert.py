@@ -25,11 +25,8 @@ from btr.readers.bert_checkpoint import BertReaderConfig, load_network, weights_
 from btr.readers.bert_layers import PackedAttention, run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
-from btr.readers.spans import span_scores, top_spans
+from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.store.format import PassageState
-
-LONGEST_ANSWER = 30
-"""Most tokens in an answer; DPR and BERT readers use 10 to 30."""
 
 CANDIDATES = 10
 """Best spans of a passage that take part in the count of equal answers."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokeniz
 
 from btr.binarize import PostNormBinarizer
 from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.files import replaced_folder
 from btr.models import resolve
 from btr.readers.base import MODES, Mode
 from btr.readers.bert_network import SplitBert
@@ -67,33 +67,25 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a checkpoint beside ``folder`` and rename it into place."""
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     tensors: dict[str, Tensor] = dict(network.model.state_dict())
     if config.word_embeddings:
         del tensors[WORD_EMBEDDINGS]
     if network.binarizer is not None:
         tensors |= {f"binarizer.{n}": t for n, t in network.binarizer.state_dict().items()}
-    save_file(
-        {n: t.detach().to(dtype).contiguous() for n, t in tensors.items()},
-        beside / "model.safetensors",
-        metadata={"format": "pt"},
-    )
     described = json.loads(network.model.config.to_json_string(use_diff=False))
     described = {k: v for k, v in described.items() if k in _KEPT_CONFIG}
     described["architectures"] = ["BertForQuestionAnswering"]
     described["dtype"] = str(dtype).removeprefix("torch.")
     described["btr"] = asdict(config)
-    (beside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-    tokenizer.save_pretrained(beside)
-    write_digests(beside)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as beside:
+        save_file(
+            {n: t.detach().to(dtype).contiguous() for n, t in tensors.items()},
+            beside / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        (beside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+        tokenizer.save_pretrained(beside)
+        write_digests(beside)
 
 
 _KEPT_CONFIG = {

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LONGEST_ANSWER = 30
+"""Most tokens in an answer; DPR and BERT readers use 10 to 30."""
+
 
 def span_scores(start: Tensor, end: Tensor, allowed: Tensor, longest: int) -> Tensor:
     """Every span's ``start[i] + end[j]`` with ``i <= j < i + longest``.

@@ -32,7 +32,7 @@ from btr.readers.base import Mode
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
 from btr.readers.bert_network import JointStates, SplitBert, bert_layers
 from btr.readers.bert_text import load_tokenizer
-from btr.readers.spans import span_scores, top_spans
+from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
 from btr.train.dropout import make_pool, use_pooled_dropout
 from btr.train.loop import Loop, LoopSettings
@@ -170,7 +170,8 @@ def evaluate_dev(network: SplitBert, dev: DevSet) -> dict[str, float]:
                 allowed = torch.zeros_like(mask[j : j + 1])
                 allowed[:, 1 + row.text_start : 1 + row.text_start + len(row.offsets)] = True
                 one = slice(j, j + 1)
-                _, first, last = top_spans(span_scores(start[one], end[one], allowed, 30), top=1)
+                scores = span_scores(start[one], end[one], allowed, LONGEST_ANSWER)
+                _, first, last = top_spans(scores, top=1)
                 a, b = int(first[0, 0]) - 1 - row.text_start, int(last[0, 0]) - 1 - row.text_start
                 answer = row.text[row.offsets[a][0] : row.offsets[b][1]]
                 em.append(exact_match(answer, row.answers))

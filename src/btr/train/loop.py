@@ -9,8 +9,6 @@ seen.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from btr.errors import IncompatibleError
+from btr.files import replaced_folder
 from btr.train.optimizer import MasterAdamW
 
 Batch = TypeVar("Batch")
@@ -43,17 +42,9 @@ class LoopSettings:
 
 def save_state(folder: Path, optimizer: MasterAdamW, record: dict[str, object]) -> None:
     """Write the whole training state to ``folder``, replacing the one before it."""
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file({n: t.cpu() for n, t in optimizer.state().items()}, beside / "state.safetensors")
-    (beside / "state.json").write_text(json.dumps(record))
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(folder) as beside:
+        save_file({n: t.cpu() for n, t in optimizer.state().items()}, beside / "state.safetensors")
+        (beside / "state.json").write_text(json.dumps(record))
 
 
 def load_state(
