@@ -9,7 +9,7 @@ from pathlib import Path
 
 from btr.errors import IncompatibleError, UsageError
 from btr.machine import DTYPES, default_dtype
-from btr.readers.base import Answer, Mode, Reader, Reading
+from btr.readers.base import DEFAULT_OPTIONS, Answer, Mode, Reader, Reading, ReadOptions
 from btr.readers.load import load_reader
 from btr.retrieval.dense import Embedder
 from btr.retrieval.hybrid import Hit, HybridRetriever
@@ -105,7 +105,14 @@ class Answerer:
             store.require(reader.fingerprint)
         return cls(store, reader, open_retriever(store))
 
-    def ask(self, question: str, *, passages: int = 20, top: int = 5) -> Reply:
+    def ask(
+        self,
+        question: str,
+        *,
+        passages: int = 20,
+        top: int = 5,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Reply:
         """Answer a question from the best ``passages`` passages.
 
         Raises:
@@ -120,7 +127,7 @@ class Answerer:
         texts = self.store.passages(numbers)
         states = self.store.states(numbers) if self._stored else None
         fetched = time.perf_counter()
-        reading = self.reader.read(question, texts, states, top=top)
+        reading = self.reader.read(question, texts, states, top=top, options=options)
         stages = {"retrieve": 1e3 * (found - started), "fetch": 1e3 * (fetched - found)}
         stages |= reading.stages_ms
         return Reply(question, replace(reading, stages_ms=stages), tuple(hits), stages)

@@ -142,10 +142,18 @@ class PreNormBinarizer(nn.Module):
             y = y + self.bias.float()
         return straight_through_sign(y).to(h.dtype), variance
 
-    def restore(self, signs: Tensor, variance: Tensor) -> Tensor:
-        """Signs ``[..., d]`` and variance ``[...]`` to the residual's own scale, ``[..., d]``."""
+    @property
+    def inverse_weight(self) -> Tensor:
+        """``1 / w`` with the guard, ``[d]`` float32."""
         weight = self.weight.float()
         floor = self.guard * weight.abs().mean()
-        guarded = torch.where(weight.abs() < floor, hard_sign(weight) * floor, weight)
-        scale = torch.sqrt(variance.float() + self.eps)[..., None] / guarded
+        return 1 / torch.where(weight.abs() < floor, hard_sign(weight) * floor, weight)
+
+    def rms(self, variance: Tensor) -> Tensor:
+        """``1 / r``, the factor that restores the residual's scale; float32 like ``variance``."""
+        return torch.sqrt(variance.float() + self.eps)
+
+    def restore(self, signs: Tensor, variance: Tensor) -> Tensor:
+        """Signs ``[..., d]`` and variance ``[...]`` to the residual's own scale, ``[..., d]``."""
+        scale = self.rms(variance)[..., None] * self.inverse_weight
         return (signs.float() * scale).to(signs.dtype)

@@ -155,7 +155,7 @@ def _spec(
         raise UsageError("a plain reader has no states to store", where=reader.name,
                          todo="use its decomposed or btr checkpoint")  # fmt: skip
     return StoreSpec(
-        kind="bits" if reader.mode == "btr" else "fp16",
+        kind=reader.store_kind,
         dim=reader.width,
         split_layer=reader.split_layer,
         fingerprint=reader.fingerprint,

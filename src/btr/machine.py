@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,8 +19,19 @@ def default_dtype() -> str:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process in MB (1e6 bytes)."""
+    """Peak resident memory of this process in MB (1e6 bytes), since the last reset."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def reset_peak_rss() -> None:
+    """Count peak memory from now on, where the system lets a process do so (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def machine_card() -> dict[str, str | int]:

@@ -289,7 +289,7 @@ HEAD = "qa_outputs.bias"
         (lambda r: flip(r / "btr" / "config.json", 20), 4, "the checkpoint is damaged"),
         (lambda r: flip(r / "btr" / DIGESTS, 30), 4, ""),
         (lambda r: (r / "btr" / "model.safetensors").unlink(), 4, "not a readable file"),
-        (lambda r: change_config(r, model_type="t5"), 5, "expected model_type bert, found t5"),
+        (lambda r: change_config(r, model_type="gpt2"), 5, "expected model_type bert or t5"),
         (lambda r: change_config(r, pasage_budget=3), 5, "did you mean passage_budget?"),
         (lambda r: change_config(r, mode="bits"), 5, "unknown mode in the btr section"),
         (lambda r: change_config(r, family="t5"), 5, "unknown family in the btr section"),

@@ -18,12 +18,24 @@ from btr.cli.output import (
     source_sentence,
     write_json,
 )
+from btr.cli.reading import (
+    BeamsOption,
+    CrossOption,
+    EveryOption,
+    IntraOption,
+    SearchOption,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from btr.answering import Reply
     from btr.readers.base import Answer
+
+
+CITED = 3
+"""Passages shown for an answer that stands in none of them."""
 
 
 def ask(
@@ -34,6 +46,11 @@ def ask(
     ] = 20,
     mode: ModeOption = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="How many candidates to show.")] = 3,
+    search: SearchOption = "greedy",
+    beams: BeamsOption = 4,
+    intra: IntraOption = 0.0,
+    cross: CrossOption = 0.0,
+    every: EveryOption = 3,
     dtype: DtypeOption = None,
     json: JsonOption = "",
 ) -> None:
@@ -42,7 +59,9 @@ def ask(
         raise typer.BadParameter("the question is empty")
     from btr.answering import Answerer
 
-    reply = Answerer.open(store, mode=mode, dtype=dtype).ask(question, passages=passages, top=top)
+    options = read_options(search, beams, intra, cross, every)
+    answerer = Answerer.open(store, mode=mode, dtype=dtype)
+    reply = answerer.ask(question, passages=passages, top=top, options=options)
     show(reply, console(json))
     write_json(json, as_json(reply))
 
@@ -69,6 +88,8 @@ def show(reply: Reply, out: Console) -> None:
         out.print("\nother candidates")
         for other in answers[1:]:
             out.print(f"  {other.probability:.2f}  {printable(other.text)}  ({place(other)})")
+    if reply.reading.question_cut:
+        out.print("\nthe question was longer than the reader's budget; it saw only the beginning")
     if reply.reading.truncated:
         out.print(f"\n{reply.reading.truncated} passages were longer than the reader's budget; "
                   "it saw only their beginning")  # fmt: skip
@@ -77,9 +98,17 @@ def show(reply: Reply, out: Console) -> None:
 
 
 def show_source(answer: Answer, out: Console) -> None:
-    """Print the sentence an answer stands in and where that is."""
+    """Print the sentence an answer stands in and where that is, or what it draws on."""
     from rich.padding import Padding
 
+    if answer.start is None:
+        out.print("  stands in no passage; drawn most from", style="dim")
+        for cited in answer.citations[:CITED]:
+            name = printable(cited.passage.document or cited.passage.id)
+            out.print(
+                f"  {cited.weight:.2f}  {name}, from character {cited.passage.start}", style="dim"
+            )
+        return
     out.print(Padding(highlighted(answer, colour=out.is_terminal), (0, 0, 0, 2)), soft_wrap=False)
     out.print(f"  {place(answer)}", style="dim")
 
@@ -96,6 +125,7 @@ def as_json(reply: Reply) -> dict[str, Any]:
         "candidates": [_candidate(a) for a in answers],
         "passages_read": len(reply.hits),
         "truncated_passages": reply.reading.truncated,
+        "question_cut": reply.reading.question_cut,
         "stages_ms": {name: round(ms, 3) for name, ms in reply.stages_ms.items()},
     }
 
@@ -104,7 +134,7 @@ def _candidate(answer: Answer) -> dict[str, Any]:
     return {
         "text": answer.text,
         "confidence": answer.probability,
-        "sentence": "".join(source_sentence(answer)),
+        "sentence": "".join(source_sentence(answer)) if answer.start is not None else None,
         "document": answer.passage.document,
         "start": answer.document_start,
         "end": answer.document_end,
@@ -114,4 +144,8 @@ def _candidate(answer: Answer) -> dict[str, Any]:
             "text": answer.passage.text,
             "start": answer.passage.start,
         },
+        "citations": [
+            {"passage": c.passage.id, "weight": round(c.weight, 4), "start": c.start, "end": c.end}
+            for c in answer.citations
+        ],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,13 +14,15 @@ from btr.errors import InputError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from btr.bench.race import Contender
     from btr.bench.readers import Workload
 
 
 def bench(
     data: Annotated[
-        Path, typer.Option("--data", help="Questions: jsonl or jsonl.gz.", show_default=False)
-    ],
+        Path | None,
+        typer.Option("--data", help="Questions for --reader: jsonl or jsonl.gz."),
+    ] = None,
     reader: ReaderOption = "minilm",
     store: Annotated[
         Path | None,
@@ -30,8 +32,39 @@ def bench(
             "the question file's own, filled up with those of other questions.",
         ),
     ] = None,
-    passages: Annotated[int, typer.Option(min=1, max=1000, help="Passages a question.")] = 20,
-    questions: Annotated[int, typer.Option(min=1, help="How many of the first questions.")] = 20,
+    shape: Annotated[
+        Literal["tiny", "small", "base", "large"] | None,
+        typer.Option(
+            "--shape",
+            help="In place of a reader and data: a Fusion-in-Decoder T5 of this shape with random "
+            "weights and texts, technique by technique.",
+        ),
+    ] = None,
+    passages: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Passages a question; 20 with a reader, 40 with a shape."
+        ),
+    ] = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of the first questions; 20, or 1 with a shape."),
+    ] = None,
+    query_tokens: Annotated[
+        int, typer.Option(min=2, max=512, help="With a shape: tokens of a question.")
+    ] = 40,
+    passage_tokens: Annotated[
+        int, typer.Option(min=8, max=2048, help="With a shape: mean tokens of a passage.")
+    ] = 150,
+    spread: Annotated[
+        float, typer.Option(min=0, help="With a shape: standard deviation of passage tokens.")
+    ] = 0.0,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, max=256, help="With a shape: tokens generated, exactly.")
+    ] = 10,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads of the arithmetic; 0 for as many as cores.")
+    ] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; medians are reported.")] = 7,
     dtype: Annotated[str, typer.Option(help="bf16, fp32, or both with a comma.")] = "bf16,fp32",
     checkpoint: Annotated[
@@ -40,44 +73,89 @@ def bench(
     ] = None,
     json: JsonOption = "",
 ) -> None:
-    """Time plain, decomposed and btr turn by turn on the same questions and passages."""
-    from btr.bench.readers import Contender, prepare, race, report
-    from btr.machine import DTYPES
-    from btr.models import reader_modes
-    from btr.readers.base import MODES
-    from btr.readers.bert import BertReader
-    from btr.readers.load import load_reader
+    """Time readers turn by turn on the same questions and passages."""
+    import torch
+
+    from btr.bench.race import race, rows
+    from btr.machine import DTYPES, machine_card
 
     dtypes = dtype.split(",")
     for name in dtypes:
         if name not in DTYPES:
             raise UsageError("unknown value of --dtype", expected=" or ".join(DTYPES),
                              found=repr(name), todo="give one or both, with a comma")  # fmt: skip
+    if shape is None and data is None:
+        raise UsageError("nothing to read", todo="give --data, or --shape")
+    if threads:
+        torch.set_num_threads(threads)
+    settings: dict[str, Any] = {
+        "rounds": rounds,
+        "questions": questions or (1 if shape else 20),
+        "passages_per_question": passages or (40 if shape else 20),
+    }
+    if shape is not None:
+        settings |= {
+            "shape": shape, "query_tokens": query_tokens, "passage_tokens": passage_tokens,
+            "spread": spread, "answer_tokens": answer_tokens,
+        }  # fmt: skip
+    elif data is not None:
+        settings |= {"data": data.name, "source": "store" if store else "data"}
+        work = _work(data, store, settings["questions"], settings["passages_per_question"])
+        settings["questions"] = len(work)
+    found: list[dict[str, Any]] = []
+    for name in dtypes:
+        if shape is not None:
+            field, base = _shape_contenders(settings, DTYPES[name])
+        else:
+            field, base = _reader_contenders(reader, work, checkpoint or [], name)
+        with progress() as bar:
+            task = bar.add_task(f"rounds, {name}", total=rounds + 1)
+            race(field, settings["questions"], rounds=rounds,
+                 progress=lambda n: bar.update(task, completed=n + 1))  # noqa: B023  # fmt: skip
+        found += [row | {"dtype": name} for row in rows(field, base)]
+    report = {"machine": machine_card(), "settings": settings, "rows": found}
+    _print(report, console(json))
+    write_json(json, report)
+
+
+def _shape_contenders(settings: dict[str, Any], dtype: Any) -> tuple[list[Contender], Contender]:
+    """T5 readers with random weights on random texts."""
+    from btr.bench.t5 import contenders, make_workload
+    from btr.bench.t5_shapes import SHAPES, random_t5
+
+    shape = SHAPES[settings["shape"]]
+    work = make_workload(
+        questions=settings["questions"], passages=settings["passages_per_question"],
+        query=settings["query_tokens"], passage=settings["passage_tokens"],
+        spread=settings["spread"], answer=settings["answer_tokens"],
+    )  # fmt: skip
+    return contenders(shape, random_t5(shape, dtype), work)
+
+
+def _reader_contenders(
+    reader: str, work: list[Workload], checkpoints: list[Path], dtype: str
+) -> tuple[list[Contender], Contender]:
+    """All modes of a reader, and further checkpoints."""
+    from btr.bench.readers import contender
+    from btr.machine import DTYPES
+    from btr.models import reader_modes
+    from btr.readers.base import MODES
+    from btr.readers.load import load_checkpoint, load_reader
+
     modes = [mode for mode in MODES if mode in reader_modes(reader)]
     if "plain" not in modes:
         raise InputError(f"reader {reader} has no plain checkpoint to compare with",
                          found=", ".join(modes), todo="use a reader with all three")  # fmt: skip
-    work = _work(data, store, questions, passages)
-    reports: list[dict[str, Any]] = []
-    for name in dtypes:
-        contenders: list[Contender] = []
-        for mode in modes:
-            loaded = load_reader(reader, mode, dtype=DTYPES[name])
-            contenders.append(prepare(f"{Path(reader).name} {mode} {name}", loaded, work))
-        for folder in checkpoint or []:
-            extra = BertReader.from_pretrained(folder, dtype=DTYPES[name])
-            contenders.append(prepare(f"{folder.name} {name}", extra, work))
-        with progress() as bar:
-            task = bar.add_task(f"rounds, {name}", total=rounds + 1)
-            race(contenders, work, rounds=rounds,
-                 progress=lambda n: bar.update(task, completed=n + 1))  # noqa: B023  # fmt: skip
-        settings = {"data": data.name, "source": "store" if store else "data"}
-        reports.append(report(contenders, work, settings=settings))
-        for row in reports[-1]["rows"]:
-            row["dtype"] = name
-    merged = reports[0] | {"rows": [row for one in reports for row in one["rows"]]}
-    _print(merged, console(json))
-    write_json(json, merged)
+    field = [
+        contender(f"{Path(reader).name} {mode} {dtype}",
+                  load_reader(reader, mode, dtype=DTYPES[dtype]), work)
+        for mode in modes
+    ]  # fmt: skip
+    field += [
+        contender(f"{folder.name} {dtype}", load_checkpoint(folder, dtype=DTYPES[dtype]), work)
+        for folder in checkpoints
+    ]
+    return field, field[0]
 
 
 def _work(data: Path, store: Path | None, count: int, passages: int) -> list[Workload]:
@@ -122,14 +200,15 @@ def _print(report: dict[str, Any], out: Console) -> None:
         title_justify="left",
     )
     table.add_column("reader")
-    for heading in ("ms a question", "a second", "times plain", "range", "CPU times plain"):
+    for heading in ("ms a question", "a second", "times plain", "range", "CPU times plain",
+                    "peak MB"):  # fmt: skip
         table.add_column(heading, justify="right")
     for row in report["rows"]:
         low, high = row["ratio_range"]
         table.add_row(
             row["shape"], f"{row['ms_per_query']:.1f}", f"{row['queries_per_s']:.1f}",
             f"{row['ratio_to_plain']:.2f}", f"{low:.2f} to {high:.2f}",
-            f"{row['cpu_ratio_to_plain']:.2f}",
+            f"{row['cpu_ratio_to_plain']:.2f}", f"{row['peak_rss_mb']}",
         )  # fmt: skip
     out.print(table)
     for row in report["rows"]:

@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from btr.cli.output import DtypeOption, JsonOption, ReaderOption, console, progress, write_json
+from btr.cli.reading import (
+    BeamsOption,
+    CrossOption,
+    EveryOption,
+    IntraOption,
+    SearchOption,
+    read_options,
+)
 from btr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +66,11 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write every answer here, as jsonl.")
     ] = None,
+    search: SearchOption = "greedy",
+    beams: BeamsOption = 4,
+    intra: IntraOption = 0.0,
+    cross: CrossOption = 0.0,
+    every: EveryOption = 3,
     dtype: DtypeOption = None,
     json: JsonOption = "",
 ) -> None:
@@ -109,7 +122,8 @@ def evaluate(
         work = bar.add_task("questions", total=limit or None)
         report = run(
             loaded, islice(read_questions(data), limit or None), find,
-            use_states=use_states, write=write, progress=lambda n: bar.update(work, completed=n),
+            use_states=use_states, options=read_options(search, beams, intra, cross, every),
+            write=write, progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
     report = {
         "task": task or data.name.partition(".")[0],
@@ -119,6 +133,9 @@ def evaluate(
             "dtype": chosen,
             "passages": passages,
             "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",
+            "search": search,
+            "beams": beams if search == "beam" else None,
+            "merging": {"intra": intra, "cross": cross, "every": every} if intra or cross else None,
             "states": "stored" if use_states else "none" if mode == "plain" else "encoded now",
         },
     }

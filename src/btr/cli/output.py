@@ -137,14 +137,14 @@ def printable(text: str) -> str:
 
 
 def source_sentence(answer: Answer) -> tuple[str, str, str]:
-    """The sentence an answer stands in: what is before the answer, the answer, what is after it."""
+    """The sentence a verbatim answer stands in: before the answer, the answer, after it."""
     from btr.data.sentences import sentence_ends
 
-    text = answer.passage.text
+    text, start, end = answer.passage.text, answer.start or 0, answer.end or 0
     ends = [0, *sentence_ends(text, 0, len(text)), len(text)]
-    first = max(e for e in ends if e <= answer.start)
-    last = min(e for e in ends if e >= answer.end)
-    return text[first : answer.start].lstrip(), answer.text, text[answer.end : last].rstrip()
+    first = max(e for e in ends if e <= start)
+    last = min(e for e in ends if e >= end)
+    return text[first:start].lstrip(), answer.text, text[end:last].rstrip()
 
 
 def highlighted(answer: Answer, *, colour: bool) -> Text:
@@ -160,6 +160,8 @@ def highlighted(answer: Answer, *, colour: bool) -> Text:
 def place(answer: Answer) -> str:
     """Document and character offsets of an answer."""
     name = answer.passage.document or answer.passage.id
+    if answer.start is None:
+        return printable(f"{name}, not verbatim")
     return printable(f"{name}, characters {answer.document_start} to {answer.document_end}")
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from btr.answering import Answerer, Reply, open_retriever
-from btr.bench.readers import Contender, Workload, race
+from btr.bench.race import Contender, race
+from btr.bench.readers import Workload, contender
 from btr.data.questions import Question, read_questions
 from btr.errors import InputError
 from btr.evaluate.metrics import exact_match, normalize_answer
@@ -136,17 +137,19 @@ class Story:
                 with TokenStore.open(self.store_path(mode)) as store:
                     states = [store.states(numbers) for numbers in hits]
                     sizes[mode] = store_sizes(store.path, store.manifest).state_bytes_per_token
-            contenders.append(Contender(mode, self._readers[mode], states))
-        race(contenders, work, rounds=ROUNDS, progress=progress)
-        return [self._row(c, sizes.get(c.reader.mode)) for c in contenders]
+            contenders.append(contender(mode, self._readers[mode], work, states=states))
+        race(contenders, len(work), rounds=ROUNDS, progress=progress)
+        return [
+            self._row(mode, statistics.median(c.wall_s), sizes.get(mode))
+            for mode, c in zip(self.modes, contenders, strict=True)
+        ]
 
-    def _row(self, contender: Contender, bytes_per_token: float | None) -> Row:
-        mode = contender.reader.mode
+    def _row(self, mode: Mode, seconds: float, bytes_per_token: float | None) -> Row:
         replies, plain = self._replies[mode], self._replies.get("plain")
         told = [Told(q, r) for q, r in zip(self._questions, replies, strict=True)]
         return Row(
             mode,
-            statistics.median(contender.rounds_s),
+            seconds,
             bytes_per_token,
             sum(map(agree, replies, plain)) if plain else None,
             sum(t.correct for t in told),

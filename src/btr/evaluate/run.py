@@ -14,7 +14,7 @@ from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.errors import InputError
 from btr.evaluate.metrics import bootstrap_interval, exact_match, f1_score
-from btr.readers.base import Reader
+from btr.readers.base import DEFAULT_OPTIONS, Reader, ReadOptions
 from btr.store.format import PassageState
 from btr.store.reader import TokenStore
 
@@ -79,6 +79,7 @@ def evaluate(
     find: Callable[[Question], Found],
     *,
     use_states: bool,
+    options: ReadOptions = DEFAULT_OPTIONS,
     write: Callable[[Prediction], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def evaluate(
         questions: With answers to compare with.
         find: Where a question's passages come from.
         use_states: Give the reader the stored states; False makes it work from the text.
+        options: How answers are searched for and what is merged.
         write: Called with every scored question.
         progress: Called with the number of questions done.
 
@@ -110,7 +112,8 @@ def evaluate(
             without += 1
             continue
         started, cpu_started = time.perf_counter(), time.process_time()
-        reading = reader.read(question.question, passages, states if use_states else None)
+        given_states = states if use_states else None
+        reading = reader.read(question.question, passages, given_states, options=options)
         wall += time.perf_counter() - started
         cpu += time.process_time() - cpu_started
         given += len(passages)

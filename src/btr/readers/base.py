@@ -21,34 +21,102 @@ Mode = Literal["plain", "decomposed", "btr"]
 MODES: tuple[Mode, ...] = ("plain", "decomposed", "btr")
 
 
+Search = Literal["greedy", "beam", "extract"]
+SEARCHES: tuple[Search, ...] = ("greedy", "beam", "extract")
+
+
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An exact span with its source.
+class Merging:
+    """Runtime compression (method, section 6): how many tokens become one, and how they count.
 
     Attributes:
-        text: ``passage.text[start:end]``.
-        probability: Share of the one distribution over all spans of all passages and "no answer",
-            equal texts counted together.
-        passage: Where it stands; the best place if there are several.
-        start: First character in the passage's text.
+        intra: Share of each ``[query; passage]`` that is merged after every joint layer, 0 .. 0.5.
+        cross: Share of all tokens that is merged in the decoder, every ``every`` layers, 0 .. 0.5.
+        every: ``g``, decoder layers between two cross-passage mergings.
+        weighted: Average by how many tokens each one stands for, as ToMe does; False: plainly.
+        correction: Add the log of that number to attention logits, as ToMe does.
+    """
+
+    intra: float = 0.0
+    cross: float = 0.0
+    every: int = 3
+    weighted: bool = True
+    correction: bool = True
+
+    def __bool__(self) -> bool:
+        """Whether anything is merged."""
+        return bool(self.intra or self.cross)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a question is read, where a reader has a choice; all of it may differ from call to call.
+
+    Attributes:
+        merging: Runtime compression; only of readers that generate, as a merged token has no place.
+        search: How an answer is generated: the likeliest next token ("greedy"), "beam" search, or
+            the likeliest span of the passages, exactly ("extract").
+        beams: Hypotheses of a beam search.
+        longest: Most tokens of an answer; None for the checkpoint's budget.
+        shortest: Fewest; benchmarks force equal lengths by it.
+    """
+
+    merging: Merging = Merging()
+    search: Search = "greedy"
+    beams: int = 4
+    longest: int | None = None
+    shortest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A passage that an answer draws on.
+
+    Attributes:
+        passage: The passage.
+        weight: Its share of the decoder's attention over all passages, 0 .. 1.
+        start: First character of the answer in its text, or None where it does not stand there.
         end: One past the last.
+    """
+
+    passage: Passage
+    weight: float
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with its source.
+
+    Attributes:
+        text: ``passage.text[start:end]``, or the generated text where it stands in no passage.
+        probability: An extractive reader's: its share of the one distribution over all spans of all
+            passages and "no answer", equal texts counted together. A generative reader's: the
+            probability of its tokens and the end token.
+        passage: Where it stands, the best place if there are several; else the passage that the
+            decoder looked at most.
+        start: First character in the passage's text, None if it does not stand there.
+        end: One past the last.
+        citations: Passages that a generated answer draws on, strongest first.
     """
 
     text: str
     probability: float
     passage: Passage
-    start: int
-    end: int
+    start: int | None
+    end: int | None
+    citations: tuple[Citation, ...] = ()
 
     @property
-    def document_start(self) -> int:
+    def document_start(self) -> int | None:
         """First character in the document's own text."""
-        return self.passage.start + self.start
+        return None if self.start is None else self.passage.start + self.start
 
     @property
-    def document_end(self) -> int:
+    def document_end(self) -> int | None:
         """One past the last character in the document's own text."""
-        return self.passage.start + self.end
+        return None if self.end is None else self.passage.start + self.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +124,22 @@ class Reading:
     """What a reader made of a question.
 
     Attributes:
-        answers: Best first, all of them spans; empty only if no passage had any text.
-        no_answer: Probability that none of the passages answers the question.
+        answers: Best first; empty only if no passage had any text.
+        no_answer: Probability that none of the passages answers the question; 0 of a reader that
+            cannot tell.
         truncated: Passages of which the reader saw only the beginning.
+        question_cut: Whether the question was longer than the reader's budget.
         stages_ms: Wall milliseconds by stage.
     """
 
     answers: tuple[Answer, ...]
     no_answer: float
     truncated: int = 0
+    question_cut: bool = False
     stages_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+DEFAULT_OPTIONS = ReadOptions()
 
 
 class Reader(Protocol):
@@ -85,6 +159,10 @@ class Reader(Protocol):
         """Layers below the cut; 0 for a plain reader."""
 
     @property
+    def store_kind(self) -> str:
+        """Kind of rows that :meth:`encode` makes (docs/format.md)."""
+
+    @property
     def fingerprint(self) -> dict[str, str]:
         """What stored states depend on, by field: weights, tokenizer, layout, settings."""
 
@@ -98,5 +176,6 @@ class Reader(Protocol):
         states: Sequence[PassageState] | None = None,
         *,
         top: int = 5,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Reading:
         """Answer from passages; ``states`` are theirs, or None to encode them now."""

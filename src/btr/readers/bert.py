@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,19 +19,19 @@ from transformers import PreTrainedTokenizerBase
 from btr.bits import pack_signs, unpack_signs
 from btr.data.passages import Passage
 from btr.errors import UsageError
-from btr.readers.base import Answer, Mode, Reading
-from btr.readers.bert_checkpoint import BertReaderConfig, load_network, weights_digest
-from btr.readers.bert_layers import PackedAttention, run_layer
+from btr.readers.base import DEFAULT_OPTIONS, Answer, Mode, Reading, ReadOptions
+from btr.readers.batches import Clock, by_length
+from btr.readers.bert_checkpoint import BertReaderConfig, load_network
+from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
+from btr.readers.checkpoint import weights_digest
+from btr.readers.packed import PackedAttention
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.store.format import PassageState
 
 CANDIDATES = 10
 """Best spans of a passage that take part in the count of equal answers."""
-
-ENCODE_TOKENS = 4096
-"""Packed tokens of one encoding batch: enough for full matrix speed, 25 MB of activations."""
 
 
 class BertReader:
@@ -85,6 +84,11 @@ class BertReader:
         return self.config.split_layer
 
     @property
+    def store_kind(self) -> str:
+        """Kind of rows that :meth:`encode` makes (docs/format.md)."""
+        return "bits" if self.mode == "btr" else "fp16"
+
+    @property
     def fingerprint(self) -> dict[str, str]:
         """What stored states depend on; computed once."""
         if self._fingerprint is None:
@@ -123,20 +127,12 @@ class BertReader:
             raise UsageError("a plain reader has no states to store", where=self.name,
                              todo="use its decomposed or btr checkpoint")  # fmt: skip
         inputs = [PassageTokens.of(self, p) for p in passages]
-        order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
         rows: list[np.ndarray | None] = [None] * len(inputs)
-        batch: list[int] = []
-        for place, i in enumerate(order):
-            batch.append(i)
-            full = sum(len(inputs[j].ids) for j in batch) >= ENCODE_TOKENS
-            if full or place + 1 == len(order):
-                states = self._lower_states([inputs[j] for j in batch])
-                packed = self._to_rows(states)
-                first = 0
-                for j in batch:
-                    rows[j] = packed[first : first + len(inputs[j].ids)]
-                    first += len(inputs[j].ids)
-                batch = []
+        for batch in by_length([len(t.ids) for t in inputs]):
+            packed = self._to_rows(self._lower_states([inputs[i] for i in batch]))
+            ends = np.cumsum([len(inputs[i].ids) for i in batch])
+            for i, part in zip(batch, np.split(packed, ends[:-1]), strict=True):
+                rows[i] = part
         return [
             PassageState(row, t.text_start, t.truncated)
             for row, t in zip(rows, inputs, strict=True)
@@ -184,6 +180,7 @@ class BertReader:
         states: Sequence[PassageState] | None = None,
         *,
         top: int = 5,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Reading:
         """Answer a question from passages.
 
@@ -193,21 +190,25 @@ class BertReader:
             states: Their stored states, in the same order, or None to encode them now. A plain
                 reader takes none.
             top: Most answers to return; they differ in text.
+            options: No choice of this reader's: it takes no merging.
 
         Returns:
             Spans with one probability distribution over all passages and "not answered".
 
         Raises:
             UsageError: States were given to a plain reader, or their number is not that of the
-                passages.
+                passages, or tokens are to be merged.
         """
+        if options.merging:
+            raise UsageError("an extractive reader cannot merge tokens: merged ones have no place",
+                             where=self.name, todo="leave merging off")  # fmt: skip
         if states is not None and (self.mode == "plain" or len(states) != len(passages)):
             raise UsageError("states do not fit the call", where=self.name,
                              expected="none for a plain reader, else one a passage",
                              found=f"{len(states)} for {len(passages)} passages")  # fmt: skip
         if not passages:
             return Reading((), 1.0)
-        clock = _Clock()
+        clock = Clock()
         order, parts = self._passage_states(passages, states, clock)
         query_ids = tokenize_query(self.tokenizer, question, self.config.query_budget)
         query = self._embed([query_ids], 0, 0)
@@ -219,10 +220,11 @@ class BertReader:
         clock.lap("joint")
         answers, no_answer = self._decode(logits, [passages[i] for i in order], top)
         clock.lap("decode")
-        return Reading(answers, no_answer, sum(p.truncated for p in parts), clock.stages_ms)
+        cut = sum(p.truncated for p in parts)
+        return Reading(answers, no_answer, cut, stages_ms=clock.stages_ms)
 
     def _passage_states(
-        self, passages: Sequence[Passage], states: Sequence[PassageState] | None, clock: _Clock
+        self, passages: Sequence[Passage], states: Sequence[PassageState] | None, clock: Clock
     ) -> tuple[list[int], list[PassageInput]]:
         """Passage states ready for the joint layers, longest passage first."""
         if states is not None:
@@ -264,7 +266,8 @@ class BertReader:
         *inner, last = self.network.joint
         for layer in inner:
             hidden = run_layer(layer, hidden, attend)
-        hidden = run_layer(last, hidden, PackedAttention(lengths, attend.heads, asking), rows)
+        attend = PackedAttention(lengths, self.network.heads, asking=asking)
+        hidden = run_layer(last, hidden, attend, rows)
         logits: Tensor = self.network.model.qa_outputs(hidden).float()
         return list(torch.split(logits, asking))
 
@@ -332,16 +335,3 @@ class PassageTokens:
         """Tokenise a passage within the reader's budget."""
         budget = reader.config.passage_budget
         return cls(*tokenize_passage(reader.tokenizer, passage.title, passage.text, budget)[:3])
-
-
-class _Clock:
-    """Wall milliseconds between laps."""
-
-    def __init__(self) -> None:
-        self.stages_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1e3 * (now - self._last)
-        self._last = now

@@ -6,10 +6,8 @@ base, and loading takes them from there.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from btr.models import resolve
 from btr.readers.base import MODES, Mode
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import load_tokenizer
+from btr.readers.checkpoint import check_tensors, parse_section, read_config
 from btr.readers.digests import check_digests, write_digests
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -110,13 +109,13 @@ def load_network(
         CorruptError: Tensors are missing, left over, of the wrong shape or not finite.
     """
     check_digests(folder)
+    described = read_config(folder)
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         raise InputError("not a checkpoint folder", where=str(folder),
                          expected="config.json and model.safetensors",
-                         found=f"no {Path(str(error.filename)).name}") from error  # fmt: skip
+                         found="no model.safetensors") from error  # fmt: skip
     except Exception as error:
         raise CorruptError("checkpoint cannot be read", where=str(folder), found=str(error),
                            todo="fetch it again") from error  # fmt: skip
@@ -150,69 +149,19 @@ def read_section(section: object, shape: BertConfig, where: str) -> BertReaderCo
     """
     if section is None:
         return BertReaderConfig.fitting(shape, "plain", 0)
-    known = [f.name for f in fields(BertReaderConfig)]
-    if not isinstance(section, dict):
-        raise CorruptError("the btr section is no object", where=where, found=str(section)[:80])
-    for name in section:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise IncompatibleError(
-                f"unknown setting {name!r} in the btr section", where=where,
-                expected=", ".join(known),
-                todo=(f"did you mean {near[0]}? " if near else "") + "or install a newer btr",
-            )  # fmt: skip
-    try:
-        config = BertReaderConfig(**section)
-    except TypeError:
-        raise CorruptError("the btr section is not whole", where=where, expected=", ".join(known),
-                           found=", ".join(section)) from None  # fmt: skip
-    for name, values in (("mode", MODES), ("family", ("bert",))):
-        if (found := getattr(config, name)) not in values:
-            raise IncompatibleError(f"unknown {name} in the btr section", where=where,
-                                    expected=" or ".join(values), found=str(found)[:80],
-                                    todo="install a newer btr")  # fmt: skip
     positions = int(shape.max_position_embeddings)
-    for name, low, high in (
-        ("split_layer", 0, int(shape.num_hidden_layers)),
-        ("query_budget", 3, positions - 2),
-        ("passage_budget", 2, positions),
-    ):
-        if type(found := getattr(config, name)) is not int or not low <= found <= high:
-            raise CorruptError(f"impossible {name} in the btr section", where=where,
-                               expected=f"{low} to {high}", found=str(found)[:80])  # fmt: skip
+    config = parse_section(
+        section, BertReaderConfig, where,
+        choices={"mode": MODES, "family": ("bert",)},
+        ranges={
+            "split_layer": (0, int(shape.num_hidden_layers)),
+            "query_budget": (3, positions - 2),
+            "passage_budget": (2, positions),
+        },
+        texts=("word_embeddings",),
+    )  # fmt: skip
     if config.query_budget + config.passage_budget > positions:
         raise CorruptError("the budgets in the btr section exceed the model's positions",
                            where=where, expected=f"at most {positions} in all",
                            found=f"{config.query_budget} and {config.passage_budget}")  # fmt: skip
-    if type(config.word_embeddings) is not str:
-        raise CorruptError("word_embeddings in the btr section is no text", where=where)
     return config
-
-
-def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
-    """Refuse weights that do not fit: safetensors itself checks neither names nor values.
-
-    Raises:
-        CorruptError: Names the first tensor that is missing, left over, misshapen or not finite.
-    """
-    for name in sorted(found.keys() | wanted.keys()):
-        if name not in found or name not in wanted:
-            fault = "tensor is missing" if name not in found else "tensor does not belong"
-            raise CorruptError(f"{fault}: {name}", where=where, todo="fetch the checkpoint again")
-        if found[name].shape != wanted[name].shape:
-            raise CorruptError(f"tensor has the wrong shape: {name}", where=where,
-                               expected=str(tuple(wanted[name].shape)),
-                               found=str(tuple(found[name].shape)))  # fmt: skip
-        if not torch.isfinite(found[name]).all():
-            raise CorruptError(f"tensor holds NaN or infinity: {name}", where=where,
-                               todo="fetch the checkpoint again")  # fmt: skip
-
-
-def weights_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name}:{tuple(value.shape)};".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()

@@ -7,12 +7,20 @@ plain reader.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from btr.errors import InputError
+from btr.errors import CorruptError, IncompatibleError, InputError
 from btr.models import reader_folder
 from btr.readers.base import MODES, Mode, Reader
 from btr.readers.bert import BertReader
+from btr.readers.checkpoint import read_config
+from btr.readers.digests import check_digests
+from btr.readers.t5 import T5Reader
+
+FAMILIES: dict[str, type[BertReader] | type[T5Reader]] = {"bert": BertReader, "t5": T5Reader}
+"""Reader of every ``model_type`` that a checkpoint may have."""
 
 
 def load_reader(name: str, mode: Mode, *, dtype: torch.dtype = torch.float32) -> Reader:
@@ -25,12 +33,14 @@ def load_reader(name: str, mode: Mode, *, dtype: torch.dtype = torch.float32) ->
 
     Raises:
         InputError: No such reader, or it has no checkpoint for the mode.
+        IncompatibleError: It is of no family that btr reads.
+        CorruptError: Its weights do not fit or are damaged.
     """
     folder = reader_folder(name)
     if (folder / mode / "config.json").exists():
-        return BertReader.from_pretrained(folder / mode, name=name, dtype=dtype)
+        return load_checkpoint(folder / mode, name=name, dtype=dtype)
     if (folder / "config.json").exists():
-        reader = BertReader.from_pretrained(folder, name=name, dtype=dtype)
+        reader = load_checkpoint(folder, name=name, dtype=dtype)
         if reader.mode == mode:
             return reader
         have = [reader.mode]
@@ -39,3 +49,21 @@ def load_reader(name: str, mode: Mode, *, dtype: torch.dtype = torch.float32) ->
     raise InputError(f"reader {name} has no {mode} checkpoint", where=str(folder),
                      found=", ".join(have) or "no checkpoint at all",
                      todo="train that step, or choose another --mode or --reader")  # fmt: skip
+
+
+def load_checkpoint(
+    folder: Path, *, name: str = "", dtype: torch.dtype = torch.float32
+) -> BertReader | T5Reader:
+    """Load one checkpoint folder, of whatever family; errors as for :func:`load_reader`."""
+    try:
+        kind = read_config(folder).get("model_type")
+    except CorruptError:
+        # A damaged file is better told from a wrong one by its recorded checksum.
+        check_digests(folder)
+        raise
+    if kind not in FAMILIES:
+        raise IncompatibleError("no reader for this kind of model",
+                                where=str(folder / "config.json"),
+                                expected="model_type " + " or ".join(FAMILIES),
+                                found=str(kind)[:80])  # fmt: skip
+    return FAMILIES[kind].from_pretrained(folder, name=name, dtype=dtype)

@@ -32,7 +32,9 @@ MAX_FILE_BYTES = 1 << 50
 MAX_PASSAGES = 1 << 40
 MAX_TEXT = 4096  # characters of a text in the manifest
 PARTS = ("passages", "states", "tables", "vectors")
-BYTES_PER_DIM = {"bits": 1 / 8, "fp16": 2}
+BITS_PER_DIM = {"bits": 1, "bits+rms16": 1, "bits+rms8": 1, "fp16": 16}
+SCALE_BYTES = {"bits": 0, "bits+rms16": 2, "bits+rms8": 1, "fp16": 0}
+"""What a row of each kind is made of: its dimensions, then the token's scale."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _FILE = re.compile(
@@ -67,7 +69,7 @@ class StoreSpec:
     """All that decides a store's content, known before its first passage.
 
     Attributes:
-        kind: "bits" or "fp16".
+        kind: What a row is: one of ``SCALE_BYTES``.
         dim: Width of a token's state.
         split_layer: Layers below the cut.
         fingerprint: What the states depend on, by field: weights, tokenizer, settings.
@@ -91,12 +93,12 @@ class StoreSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in BYTES_PER_DIM:
+        if self.kind not in BITS_PER_DIM:
             raise IncompatibleError("unknown kind of states", where="kind",
-                                    expected=" or ".join(BYTES_PER_DIM),
+                                    expected=" or ".join(BITS_PER_DIM),
                                     found=repr(self.kind)[:80])  # fmt: skip
         _integer(self.dim, "dim", 1, 65_536)
-        if self.kind == "bits" and self.dim % 8:
+        if self.dim * BITS_PER_DIM[self.kind] % 8:
             _refuse("dim", "a multiple of 8 for bits", self.dim)
         _integer(self.split_layer, "split_layer", 0, 1_000)
         _integer(self.dense_dim, "dense_dim", 0, 8_192)
@@ -112,7 +114,12 @@ class StoreSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one token's state."""
-        return int(self.dim * BYTES_PER_DIM[self.kind])
+        return self.dim * BITS_PER_DIM[self.kind] // 8 + self.scale_bytes
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a row that are the token's scale."""
+        return SCALE_BYTES[self.kind]
 
     @property
     def store_id(self) -> bytes:

@@ -20,7 +20,7 @@ class StoreSizes:
     Attributes:
         bits: State records: packed signs or float16 states, their lengths, flags and checksums,
             and the tables that find them.
-        scales: Per-token scales; a post-norm reader needs none.
+        scales: Per-token scales; readers with post-norm layers need none.
         refs: References to merged vectors; none without offline compression.
         codebook: Merged vectors; none without offline compression.
         index: Dense vectors and the lexical index.
@@ -70,9 +70,10 @@ def store_sizes(path: Path, manifest: Manifest) -> StoreSizes:
     table = (manifest.parts["tables"] - headers) // 2
     rejects = other.get(REJECTS, 0)
     shards = sum(manifest.parts.values())
+    scales = manifest.tokens * manifest.spec.scale_bytes
     return StoreSizes(
-        bits=manifest.parts["states"] + table,
-        scales=0,
+        bits=manifest.parts["states"] + table - scales,
+        scales=scales,
         refs=0,
         codebook=0,
         index=manifest.parts["vectors"] + sum(other.values()) - shards - other[IDS] - rejects,

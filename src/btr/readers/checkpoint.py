@@ -1,0 +1,130 @@
+"""What all families' checkpoints share: a ``btr`` section that is checked, weights that fit.
+
+A checkpoint is a Hugging Face folder with a ``btr`` section in its ``config.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from btr.errors import CorruptError, IncompatibleError, InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Section = TypeVar("Section", bound=DataclassInstance)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's ``config.json``.
+
+    Raises:
+        InputError: There is none.
+        CorruptError: It is no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("not a checkpoint folder", where=str(folder),
+                         expected="config.json and model.safetensors",
+                         found="no config.json") from error  # fmt: skip
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptError("checkpoint cannot be read", where=str(path), found=str(error)[:200],
+                           todo="fetch it again") from error  # fmt: skip
+    if not isinstance(described, dict):
+        raise CorruptError("checkpoint cannot be read", where=str(path), expected="a JSON object",
+                           todo="fetch it again")  # fmt: skip
+    return described
+
+
+def parse_section(
+    section: object,
+    kind: type[Section],
+    where: str,
+    *,
+    choices: Mapping[str, Collection[str]],
+    ranges: Mapping[str, tuple[int, int]],
+    texts: Collection[str],
+) -> Section:
+    """The ``btr`` section of a configuration as its family's dataclass.
+
+    Args:
+        section: What stands in the file.
+        kind: The dataclass.
+        where: The file, for messages.
+        choices: Allowed values of text settings.
+        ranges: Least and greatest value of whole-number settings.
+        texts: Settings that are any text.
+
+    Raises:
+        IncompatibleError: It has a setting or a choice that is not known here.
+        CorruptError: A setting is missing or impossible.
+    """
+    known = [f.name for f in fields(kind)]
+    if not isinstance(section, dict):
+        raise CorruptError("the btr section is no object", where=where, found=str(section)[:80])
+    for name in section:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise IncompatibleError(
+                f"unknown setting {name!r} in the btr section", where=where,
+                expected=", ".join(known),
+                todo=(f"did you mean {near[0]}? " if near else "") + "or install a newer btr",
+            )  # fmt: skip
+    try:
+        config = kind(**section)
+    except TypeError:
+        raise CorruptError("the btr section is not whole", where=where, expected=", ".join(known),
+                           found=", ".join(section)) from None  # fmt: skip
+    for name, values in choices.items():
+        if (found := getattr(config, name)) not in values:
+            raise IncompatibleError(f"unknown {name} in the btr section", where=where,
+                                    expected=" or ".join(values), found=str(found)[:80],
+                                    todo="install a newer btr")  # fmt: skip
+    for name, (low, high) in ranges.items():
+        if type(found := getattr(config, name)) is not int or not low <= found <= high:
+            raise CorruptError(f"impossible {name} in the btr section", where=where,
+                               expected=f"{low} to {high}", found=str(found)[:80])  # fmt: skip
+    for name in texts:
+        if type(getattr(config, name)) is not str:
+            raise CorruptError(f"{name} in the btr section is no text", where=where)
+    return config
+
+
+def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that do not fit: safetensors itself checks neither names nor values.
+
+    Raises:
+        CorruptError: Names the first tensor that is missing, left over, misshapen or not finite.
+    """
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            fault = "tensor is missing" if name not in found else "tensor does not belong"
+            raise CorruptError(f"{fault}: {name}", where=where, todo="fetch the checkpoint again")
+        if found[name].shape != wanted[name].shape:
+            raise CorruptError(f"tensor has the wrong shape: {name}", where=where,
+                               expected=str(tuple(wanted[name].shape)),
+                               found=str(tuple(found[name].shape)))  # fmt: skip
+        if not torch.isfinite(found[name]).all():
+            raise CorruptError(f"tensor holds NaN or infinity: {name}", where=where,
+                               todo="fetch the checkpoint again")  # fmt: skip
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}:{tuple(value.shape)};".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

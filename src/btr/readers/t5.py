@@ -1,0 +1,319 @@
+"""The Fusion-in-Decoder reader: answers generated over all passages at once, in three modes.
+
+``m`` passages a question, ``N`` packed tokens of all ``[query; passage]`` sequences, ``d`` width.
+Passages are read longest first, whatever order they came in, so their order never changes an
+answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from btr.data.passages import Passage
+from btr.errors import UsageError
+from btr.readers.base import DEFAULT_OPTIONS, SEARCHES, Mode, Reading, ReadOptions
+from btr.readers.batches import Clock
+from btr.readers.checkpoint import weights_digest
+from btr.readers.span_search import search_spans
+from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
+from btr.readers.t5_citations import cite, passage_weights
+from btr.readers.t5_decoder import Memory
+from btr.readers.t5_engine import FidEngine
+from btr.readers.t5_generate import Generated, beam_search, greedy, prefix_log_probabilities
+from btr.readers.t5_network import Restored, SplitT5
+from btr.readers.t5_text import FidText, PassageTokens, word_edges
+from btr.store.format import PassageState
+
+
+class T5Reader:
+    """A T5 Fusion-in-Decoder reader in one mode.
+
+    Args:
+        network: The split network, in eval mode.
+        tokenizer: Its fast tokenizer.
+        config: Its layout, budgets and templates.
+        name: What users call it.
+    """
+
+    family = "t5"
+
+    def __init__(
+        self,
+        network: SplitT5,
+        tokenizer: PreTrainedTokenizerBase,
+        config: T5ReaderConfig,
+        name: str,
+    ) -> None:
+        self.network, self.tokenizer, self.config, self.name = network, tokenizer, config, name
+        self.mode: Mode = config.mode
+        contiguous = config.positions == "concatenated"
+        self.engine = FidEngine(
+            network, scale=config.scale, query_budget=None if contiguous else config.query_budget
+        )
+        self.dtype = self.engine.dtype
+        self.text = FidText(
+            tokenizer, config.query_template, config.passage_template, self.engine.decoder.end_token
+        )
+        self.prompt = self.text.literal(config.answer_prompt)
+        self._fingerprint: dict[str, str] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, *, name: str = "", dtype: torch.dtype = torch.float32
+    ) -> T5Reader:
+        """Load a checkpoint folder, or a plain one that Hugging Face wrote.
+
+        Raises:
+            InputError: There is no such checkpoint.
+            IncompatibleError: It is not a T5.
+            CorruptError: Its weights do not fit or are damaged.
+        """
+        network, tokenizer, config = load_network(folder, dtype=dtype)
+        return cls(network, tokenizer, config, name or folder.name)
+
+    @property
+    def width(self) -> int:
+        """``d``, the length of a token's state."""
+        return self.engine.width
+
+    @property
+    def split_layer(self) -> int:
+        """Layers below the cut; 0 for a plain reader."""
+        return self.config.split_layer
+
+    @property
+    def store_kind(self) -> str:
+        """Kind of rows that :meth:`encode` makes (docs/format.md)."""
+        return f"bits+{self.config.scale}" if self.mode == "btr" else "fp16"
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What stored states depend on; computed once."""
+        if self._fingerprint is None:
+            model = self.network.model
+            lower = {"shared.weight": model.shared.weight}
+            lower["relative_bias"] = self.network.relative_bias().by_distance
+            for i, block in enumerate(self.network.blocks[: self.split_layer]):
+                lower |= {f"block.{i}.{n}": t for n, t in block.state_dict().items()}
+            if self.mode == "btr":
+                lower["binarizer"] = self.network.next_norm.weight
+            backend = self.tokenizer.backend_tokenizer.to_str().encode()
+            self._fingerprint = {
+                "family": self.family,
+                "mode": self.mode,
+                "lower_weights": weights_digest(lower),
+                "tokenizer": hashlib.sha256(backend).hexdigest(),
+                "split_layer": str(self.split_layer),
+                "width": str(self.width),
+                "scale": self.config.scale if self.mode == "btr" else "none",
+                "passage_budget": str(self.config.passage_budget),
+                "template": self.config.passage_template,
+            }
+        return self._fingerprint
+
+    # -- offline ------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, passages: Sequence[Passage]) -> list[PassageState]:
+        """Lower layers of passages: signs and scales in ``btr`` mode, else float16 states.
+
+        The result for a passage depends on the passages given with it only by rounding, and
+        batches are cut from the given ones alone: the same call gives the same bytes.
+
+        Raises:
+            UsageError: The reader is a plain one; it has no lower layers to store.
+        """
+        if self.mode == "plain":
+            raise UsageError("a plain reader has no states to store", where=self.name,
+                             todo="use its decomposed or btr checkpoint")  # fmt: skip
+        return self._encode([self._tokens(p) for p in passages])
+
+    def _encode(self, tokens: Sequence[PassageTokens]) -> list[PassageState]:
+        rows = self.engine.encode([t.ids for t in tokens])
+        return [
+            PassageState(r, t.text_start, t.truncated) for r, t in zip(rows, tokens, strict=True)
+        ]
+
+    def _tokens(self, passage: Passage) -> PassageTokens:
+        return self.text.passage(passage.title, passage.text, self.config.passage_budget)
+
+    # -- at query time ------------------------------------------------------------------------
+
+    def read(
+        self,
+        question: str,
+        passages: Sequence[Passage],
+        states: Sequence[PassageState] | None = None,
+        *,
+        top: int = 5,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Reading:
+        """Answer a question from passages; see :meth:`read_many`."""
+        given = None if states is None else [states]
+        return self.read_many([question], [passages], given, top=top, options=options)[0]
+
+    @torch.inference_mode()
+    def read_many(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[Sequence[Passage]],
+        states: Sequence[Sequence[PassageState]] | None = None,
+        *,
+        top: int = 5,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> list[Reading]:
+        """Answer several questions together, each from its own passages.
+
+        Decoder weights are read once a step for all of them. What is answered is the same as one by
+        one, but for rounding.
+
+        Args:
+            questions: Any length; past the query budget one is cut at its end.
+            passages: Each question's, in any order.
+            states: Their stored states, in the same order, or None to encode them now. A plain
+                reader takes none.
+            top: Most answers to return; greedy search has one.
+            options: Runtime compression and search.
+
+        Returns:
+            Readings; their stages are those of the whole call.
+
+        Raises:
+            UsageError: States were given to a plain reader, or do not fit the passages, or an
+                option is impossible.
+        """
+        check_options(options)
+        if states is not None and (
+            self.mode == "plain" or [len(s) for s in states] != [len(p) for p in passages]
+        ):
+            raise UsageError("states do not fit the call", where=self.name,
+                             expected="none for a plain reader, else one a passage",
+                             found=f"{len(states)} questions with states")  # fmt: skip
+        results: list[Reading] = [Reading((), 1.0) for _ in questions]
+        asked = [i for i, given in enumerate(passages) if given]
+        if not asked:
+            return results
+        clock = Clock()
+        inputs = [
+            self._inputs(passages[i], None if states is None else states[i], clock) for i in asked
+        ]
+        queries = [self.text.query(questions[i], self.config.query_budget) for i in asked]
+        memories = self.engine.remember(
+            [ids for ids, _ in queries], [given.states for given in inputs], options.merging, clock
+        )
+        generated = self._generate(memories, [given.passages for given in inputs], top, options)
+        clock.lap("decode")
+        for i, memory, given, several, query in zip(
+            asked, memories, inputs, generated, queries, strict=True
+        ):
+            answers = []
+            for one in several:
+                weights = passage_weights(one, memory, self.engine.decoder, self.prompt)
+                answers.append(cite(one, given.passages, weights, self.text))
+            results[i] = Reading(tuple(answers), 0.0, given.truncated, query[1], clock.stages_ms)
+        clock.lap("cite")
+        return results
+
+    def _inputs(
+        self, passages: Sequence[Passage], states: Sequence[PassageState] | None, clock: Clock
+    ) -> _Inputs:
+        """A question's passages ready for the joint layers, longest first."""
+        tokens = [] if states is not None else [self._tokens(p) for p in passages]
+        if states is not None:
+            lengths = [len(s.rows) for s in states]
+        else:
+            lengths = [len(t.ids) for t in tokens]
+            clock.lap("tokenize")
+        order = sorted(range(len(passages)), key=lambda i: (-lengths[i], passages[i].id))
+        if self.mode == "plain":
+            restored = self.engine.embed([tokens[i].ids for i in order])
+            cut = sum(t.truncated for t in tokens)
+            clock.lap("passages")
+        else:
+            if states is None:
+                states = self._encode(tokens)
+                clock.lap("passages")
+            restored = self.engine.restore([states[i].rows for i in order])
+            cut = sum(s.truncated for s in states)
+            clock.lap("unpack")
+        return _Inputs([passages[i] for i in order], restored, cut)
+
+    def _generate(
+        self,
+        memories: Sequence[Memory],
+        passages: Sequence[Sequence[Passage]],
+        top: int,
+        options: ReadOptions,
+    ) -> list[list[Generated]]:
+        """Every question's answers, best first."""
+        decoder, longest = self.engine.decoder, options.longest or self.config.answer_budget
+        if options.search == "greedy":
+            likeliest = greedy(decoder, memories, longest=longest, prompt=self.prompt,
+                               shortest=options.shortest)  # fmt: skip
+            return [[one] for one in likeliest]
+        if options.search == "beam":
+            return [
+                beam_search(decoder, memory, beams=options.beams, longest=longest,
+                            prompt=self.prompt, top=top)
+                for memory in memories
+            ]  # fmt: skip
+        return [
+            self._likeliest_spans(memory, given, longest, top)
+            for memory, given in zip(memories, passages, strict=True)
+        ]
+
+    def _likeliest_spans(
+        self, memory: Memory, passages: Sequence[Passage], longest: int, top: int
+    ) -> list[Generated]:
+        """The passages' most probable spans under the decoder, exactly."""
+        decoder = self.engine.decoder
+        texts = [self.text.encode(p.text) for p in passages]
+        edges = [
+            word_edges(p.text, offsets) for p, (_, offsets) in zip(passages, texts, strict=True)
+        ]
+
+        def score(prefixes: Sequence[tuple[int, ...]]) -> np.ndarray:
+            log_probs = prefix_log_probabilities(decoder, memory, prefixes, self.prompt)
+            return log_probs.cpu().numpy()
+
+        found, _ = search_spans(
+            [ids for ids, _ in texts], [begins for begins, _ in edges], [ends for _, ends in edges],
+            score, end_token=decoder.end_token, longest=longest, top=top,
+        )  # fmt: skip
+        return [Generated(span.tokens, span.log_probability) for span in found]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """A question's passages in the order they are read in, and how many of them were cut."""
+
+    passages: list[Passage]
+    states: list[Restored]
+    truncated: int
+
+
+def check_options(options: ReadOptions) -> None:
+    """Refuse impossible options.
+
+    Raises:
+        UsageError: Names the first of them.
+    """
+    merging = options.merging
+    for what, ok, expected, found in (
+        ("ratio of intra-passage merging", 0 <= merging.intra <= 0.5, "0 to 0.5", merging.intra),
+        ("ratio of cross-passage merging", 0 <= merging.cross <= 0.5, "0 to 0.5", merging.cross),
+        ("period of cross-passage merging", merging.every >= 1, "at least 1", merging.every),
+        ("search", options.search in SEARCHES, " or ".join(SEARCHES), options.search),
+        ("number of beams", options.beams >= 1, "at least 1", options.beams),
+        ("longest answer", options.longest is None or options.longest >= 1, "at least 1",
+         options.longest),
+    ):  # fmt: skip
+        if not ok:
+            raise UsageError(f"impossible {what}", expected=expected, found=str(found))

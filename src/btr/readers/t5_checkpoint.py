@@ -1,0 +1,205 @@
+"""Fusion-in-Decoder checkpoints: any Hugging Face T5, with or without a ``btr`` section."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.files import replaced_folder
+from btr.readers.base import MODES, Mode
+from btr.readers.checkpoint import parse_section, read_config
+from btr.readers.digests import check_digests, write_digests
+from btr.readers.t5_network import SplitT5
+
+RMS_BYTES = {"rms16": 2, "rms8": 1}
+"""How a token's scale is stored, and in how many bytes (docs/format.md)."""
+
+
+@dataclass(frozen=True)
+class T5ReaderConfig:
+    """The ``btr`` section of a Fusion-in-Decoder checkpoint.
+
+    Attributes:
+        mode: Which mode the weights were trained for: plain, decomposed or btr.
+        split_layer: Encoder layers below the cut; 0 for plain.
+        query_budget: Most tokens of a question in its template (paper: 40).
+        passage_budget: Most tokens of a passage in its template (paper: 320 with the question).
+        answer_budget: Most tokens of an answer (paper: 32).
+        positions: Where a passage begins: "budget" puts it at the query budget whatever the
+            question's length, so that stored states fit any question; "concatenated" right after
+            the question, as FiD and Atlas train. Only a plain reader can have the latter.
+        query_template: Of a question, with ``{question}``.
+        passage_template: Of a passage, with ``{title}`` and ``{text}``.
+        answer_prompt: What every answer begins with and is not part of it; Atlas: <extra_id_0>.
+        scale: How a 1-bit token's scale is stored: "rms16" as float16, "rms8" on a log scale.
+        family: Always "t5" here.
+    """
+
+    mode: Mode = "plain"
+    split_layer: int = 0
+    query_budget: int = 40
+    passage_budget: int = 280
+    answer_budget: int = 32
+    positions: str = "budget"
+    query_template: str = "question: {question}"
+    passage_template: str = "title: {title} context: {text}"
+    answer_prompt: str = ""
+    scale: str = "rms16"
+    family: str = "t5"
+
+
+def save_checkpoint(
+    folder: Path,
+    network: SplitT5,
+    tokenizer: PreTrainedTokenizerBase,
+    config: T5ReaderConfig,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a checkpoint beside ``folder`` and rename it into place; the network is not changed."""
+    model = _cast(copy.deepcopy(network.model), dtype)
+    model.config.btr = asdict(config)
+    # transformers 4 takes from this alone whether to scale outputs, and 5 calls every T5 tied.
+    model.config.tie_word_embeddings = model.config.scale_decoder_outputs
+    with replaced_folder(folder) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        write_digests(beside)
+
+
+def load_network(
+    folder: Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[SplitT5, PreTrainedTokenizerBase, T5ReaderConfig]:
+    """Read a checkpoint folder made by :func:`save_checkpoint` or by Hugging Face.
+
+    A folder without a ``btr`` section is a plain reader of plain concatenations.
+
+    Returns:
+        The network in eval mode and ``dtype``, its tokenizer and its configuration.
+
+    Raises:
+        InputError: No such checkpoint.
+        IncompatibleError: Not a T5, or a newer section.
+        CorruptError: Tensors are missing, left over, of the wrong shape or not finite.
+    """
+    check_digests(folder)
+    described = read_config(folder)
+    where = str(folder / "config.json")
+    if described.get("model_type") != "t5":
+        raise IncompatibleError("not a T5 checkpoint", where=where, expected="model_type t5",
+                                found=str(described.get("model_type")))  # fmt: skip
+    model = _load_model(folder, dtype)
+    config = read_section(described.get("btr"), model.config, where)
+    network = SplitT5(model, config.split_layer, binarized=config.mode == "btr")
+    network.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    return network.eval(), tokenizer, config
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse a file without embeddings, or without the head of a T5 that has its own.
+
+    ``from_pretrained`` makes either of them from the other, without a word.
+    """
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.exists():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        else:
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                names = set(file.keys())
+    except FileNotFoundError as error:
+        raise InputError("not a checkpoint folder", where=str(folder),
+                         expected="config.json and model.safetensors",
+                         found="no model.safetensors") from error  # fmt: skip
+    except Exception as error:
+        raise CorruptError("checkpoint cannot be read", where=str(folder),
+                           found=str(error).split("\n")[0][:200],
+                           todo="fetch it again") from error  # fmt: skip
+    described = read_config(folder)
+    tied = described.get("tie_word_embeddings", True) and described.get(
+        "scale_decoder_outputs", True
+    )
+    for name in ("shared.weight", *(() if tied else ("lm_head.weight",))):
+        if name not in names:
+            raise CorruptError(f"tensor is missing: {name}", where=str(folder),
+                               todo="fetch the checkpoint again")  # fmt: skip
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> T5ForConditionalGeneration:
+    """The model with every tensor accounted for."""
+    _check_names(folder)
+    try:
+        loaded: Any = T5ForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:
+        raise CorruptError("checkpoint cannot be read", where=str(folder),
+                           found=str(error).split("\n")[0][:200],
+                           todo="fetch it again") from error  # fmt: skip
+    model: T5ForConditionalGeneration = loaded[0]
+    found: dict[str, Any] = loaded[1]
+    for fault, names in (
+        ("tensor is missing", found["missing_keys"]),
+        ("tensor does not belong", found["unexpected_keys"]),
+        ("tensor has the wrong shape", [key[0] for key in found["mismatched_keys"]]),
+    ):
+        if names:
+            raise CorruptError(f"{fault}: {sorted(names)[0]}", where=str(folder),
+                               todo="fetch the checkpoint again")  # fmt: skip
+    # Some modules ask to stay in float32 when the rest is cast; here all compute in one dtype.
+    model = _cast(model, dtype)
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise CorruptError(f"tensor holds NaN or infinity: {name}", where=str(folder),
+                               todo="fetch the checkpoint again")  # fmt: skip
+    return model
+
+
+def _cast(model: T5ForConditionalGeneration, dtype: torch.dtype) -> T5ForConditionalGeneration:
+    """All weights in one dtype, in place."""
+    nn.Module.to(model, dtype)
+    return model
+
+
+def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig:
+    """The ``btr`` section of a configuration; without one, that of a plain reader.
+
+    Raises:
+        IncompatibleError: It has a setting that is not known here.
+        CorruptError: A setting is missing or impossible.
+    """
+    if section is None:
+        return T5ReaderConfig(positions="concatenated")
+    config = parse_section(
+        section, T5ReaderConfig, where,
+        choices={
+            "mode": MODES, "family": ("t5",), "scale": tuple(RMS_BYTES),
+            "positions": ("budget", "concatenated"),
+        },
+        ranges={
+            "split_layer": (0, int(shape.num_layers)),
+            "query_budget": (2, 4096),
+            "passage_budget": (2, 65536),
+            "answer_budget": (1, 4096),
+        },
+        texts=("query_template", "passage_template", "answer_prompt"),
+    )  # fmt: skip
+    if config.mode != "plain" and config.positions != "budget":
+        raise CorruptError("a split reader's passages begin at the query budget", where=where,
+                           expected='positions "budget"', found=config.positions)  # fmt: skip
+    return config

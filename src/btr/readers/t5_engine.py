@@ -1,0 +1,104 @@
+"""Fusion-in-Decoder on token ids: passages to rows, rows and questions to what a decoder reads.
+
+The reader without its texts, so that benchmarks time what users run. ``d`` width; a row is a
+token's stored bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from btr.readers.base import Merging
+from btr.readers.batches import Clock, by_length
+from btr.readers.t5_decoder import Decoder, Memory
+from btr.readers.t5_network import NO_MERGING, Restored, SplitT5
+from btr.readers.t5_rows import from_rows, to_rows
+
+
+class FidEngine:
+    """A split T5 with its decoder.
+
+    Args:
+        network: The network, in eval mode.
+        scale: How scales of 1-bit tokens are stored: "rms16" or "rms8".
+        query_budget: Where passages begin; None for right after the question.
+    """
+
+    def __init__(self, network: SplitT5, *, scale: str, query_budget: int | None) -> None:
+        self.network, self.scale, self.query_budget = network, scale, query_budget
+        self.decoder = Decoder(network.model)
+        self.device = self.decoder.device
+        self.dtype: torch.dtype = network.model.shared.weight.dtype
+        self.width: int = network.model.config.d_model
+
+    @torch.inference_mode()
+    def encode(self, passages: Sequence[Sequence[int]]) -> list[NDArray[np.uint8]]:
+        """Token ids of passages to their rows, a ``[P, row bytes]`` each."""
+        lengths = [len(ids) for ids in passages]
+        rows: list[NDArray[np.uint8]] = [np.empty((0, 0), np.uint8)] * len(passages)
+        for batch in by_length(lengths):
+            hidden = self.network.run_lower(
+                self._pack([passages[i] for i in batch]), [lengths[i] for i in batch]
+            )
+            packed = to_rows(hidden, self.network.binarizer, self.scale)
+            ends = np.cumsum([lengths[i] for i in batch])[:-1]
+            for i, part in zip(batch, np.split(packed, ends), strict=True):
+                rows[i] = part
+        return rows
+
+    @torch.inference_mode()
+    def embed(self, passages: Sequence[Sequence[int]]) -> list[Restored]:
+        """Token ids of passages to what a plain reader begins with."""
+        states = self.network.model.shared(self._pack(passages))
+        return [Restored(part) for part in torch.split(states, [len(ids) for ids in passages])]
+
+    @torch.inference_mode()
+    def restore(self, rows: Sequence[NDArray[np.uint8]]) -> list[Restored]:
+        """Rows of passages to what the joint layers begin with."""
+        lengths = [len(part) for part in rows]
+        whole = from_rows(
+            np.concatenate(rows), self.width, self.network.binarizer, self.scale,
+            self.dtype, self.device,
+        )  # fmt: skip
+        residual = torch.split(whole.residual, lengths)
+        if whole.normed is None:
+            return [Restored(part) for part in residual]
+        normed = torch.split(whole.normed, lengths)
+        return [Restored(r, n) for r, n in zip(residual, normed, strict=True)]
+
+    @torch.inference_mode()
+    def remember(
+        self,
+        queries: Sequence[Sequence[int]],
+        passages: Sequence[Sequence[Restored]],
+        merging: Merging = NO_MERGING,
+        clock: Clock | None = None,
+    ) -> list[Memory]:
+        """Run queries and passages through the encoder and project the decoder's keys and values.
+
+        Args:
+            queries: Token ids of questions.
+            passages: Each question's passages, at least one.
+            merging: Runtime compression.
+            clock: Gets the laps ``query``, ``joint`` and ``keys``.
+        """
+        clock = clock or Clock()
+        lengths = [len(ids) for ids in queries]
+        states = torch.split(self.network.run_lower(self._pack(queries), lengths), lengths)
+        clock.lap("query")
+        budget = self.query_budget
+        first = lengths if budget is None else [budget] * len(lengths)
+        encoded = self.network.run_joint(states, passages, first, merging)
+        clock.lap("joint")
+        memories = [self.decoder.remember(packed, merging) for packed in encoded]
+        clock.lap("keys")
+        return memories
+
+    def _pack(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Token ids of several texts, one after the other: ``[N]`` int64."""
+        flat = [i for row in rows for i in row]
+        return torch.tensor(flat, dtype=torch.long, device=self.device)

@@ -1,0 +1,99 @@
+"""T5 blocks over any attention: the modules of a Hugging Face model, walked, not copied.
+
+``d`` width, ``H`` heads, ``T`` tokens of a sequence. The linear parts work on any leading shape;
+only ``attend`` knows how tokens are grouped into sequences. Every T5 is covered: v1.0, v1.1 and
+Flan, gated or not, since a block's own modules decide that.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.models.t5.modeling_t5 import (
+    T5Attention,
+    T5Block,
+    T5LayerCrossAttention,
+    T5LayerFF,
+    T5LayerNorm,
+    T5LayerSelfAttention,
+)
+
+from btr.readers.packed import Attend
+
+
+def self_attention(block: T5Block) -> T5LayerSelfAttention:
+    """A block's self-attention with its norm."""
+    return cast("T5LayerSelfAttention", block.layer[0])
+
+
+def cross_attention(block: T5Block) -> T5LayerCrossAttention:
+    """A decoder block's attention to the encoder with its norm."""
+    return cast("T5LayerCrossAttention", block.layer[1])
+
+
+def rms_norm(norm: T5LayerNorm, hidden: Tensor) -> Tensor:
+    """``norm(hidden)`` in one call, which sums in float32 as the module's own four do."""
+    return functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def encoder_layer(
+    block: T5Block, hidden: Tensor, attend: Attend, normed: Tensor | None = None
+) -> Tensor:
+    """Apply an encoder block with the given attention.
+
+    Args:
+        block: The block.
+        hidden: ``[..., d]`` residual stream.
+        attend: Its attention.
+        normed: ``[..., d]`` what the attention takes in place of the norm of ``hidden``: the bits,
+            where they were binarized behind that norm.
+
+    Returns:
+        ``[..., d]``.
+    """
+    layer = self_attention(block)
+    heads = layer.SelfAttention
+    if normed is None:
+        normed = rms_norm(layer.layer_norm, hidden)
+    context = attend(heads.q(normed), heads.k(normed), heads.v(normed))
+    return feed_forward(block, hidden + layer.dropout(heads.o(context)))
+
+
+def feed_forward(block: T5Block, hidden: Tensor) -> Tensor:
+    """A block's feed-forward part with its residual, ``[..., d]`` to ``[..., d]``."""
+    layer = cast("T5LayerFF", block.layer[-1])
+    inner: Tensor = layer.DenseReluDense(rms_norm(layer.layer_norm, hidden))
+    result: Tensor = hidden + layer.dropout(inner)
+    return result
+
+
+class RelativeBias:
+    """T5's bias on the distance of two tokens, ready to be looked up: ``[2 reach + 1, H]``.
+
+    Distances beyond ``relative_attention_max_distance`` share the outermost bucket, so a table that
+    reaches there holds them all.
+
+    Args:
+        attention: The attention that owns the table: the first block's.
+    """
+
+    def __init__(self, attention: T5Attention) -> None:
+        self.reach: int = attention.relative_attention_max_distance
+        weight = attention.relative_attention_bias.weight
+        distance = torch.arange(-self.reach, self.reach + 1, device=weight.device)
+        buckets = T5Attention._relative_position_bucket(  # type: ignore[no-untyped-call]
+            distance,
+            bidirectional=not attention.is_decoder,
+            num_buckets=attention.relative_attention_num_buckets,
+            max_distance=self.reach,
+        )
+        self.by_distance = weight[buckets]
+
+    def between(self, asking: Tensor, asked: Tensor) -> Tensor:
+        """Biases from positions ``[T]`` to positions ``[S]``, both int64: ``[H, T, S]``."""
+        distance = (asked[None, :] - asking[:, None]).clamp_(-self.reach, self.reach)
+        # Rows of all heads at a time: a quarter of the time of a look-up in each head.
+        return functional.embedding(distance + self.reach, self.by_distance).permute(2, 0, 1)

@@ -1,0 +1,180 @@
+"""Text to tokens for the Fusion-in-Decoder reader: templates, budgets, and where words begin.
+
+A template such as ``title: {title} context: {text}`` is literals and fields with whitespace between
+them. Literals and fields are encoded apart and joined, which gives what encoding the whole string
+gives, since the tokenizers of T5 readers split at whitespace. So a field keeps its character
+offsets, and a special token stands for itself in a template (Atlas asks with ``<extra_id_0>``) but
+is plain text in a document.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from btr.errors import UsageError
+
+TITLE_TOKENS = 32
+"""Most tokens of a title; longer ones are rare and would crowd out the text."""
+
+_FIELD = re.compile(r"\{(\w*)\}")
+
+
+def split_template(template: str, fields: Mapping[str, bool]) -> list[tuple[str, str]]:
+    """Cut a template into its ``("literal" | "field", value)`` parts.
+
+    Args:
+        template: The template.
+        fields: Names that may stand in it, and whether they must.
+
+    Raises:
+        UsageError: An unknown field, one that is missing or given twice, or one that touches other
+            text.
+    """
+    parts: list[tuple[str, str]] = []
+    end = 0
+    for found in _FIELD.finditer(template):
+        literal = template[end : found.start()]
+        after = template[found.end() : found.end() + 1]
+        if (literal and not literal[-1].isspace()) or (after and not after.isspace()):
+            raise UsageError("a field of a template must stand between spaces",
+                             where=repr(template)[:200], found=found.group())  # fmt: skip
+        if literal.strip():
+            parts.append(("literal", literal.strip()))
+        parts.append(("field", found.group(1)))
+        end = found.end()
+    if rest := template[end:].strip():
+        parts.append(("literal", rest))
+    names = [value for kind, value in parts if kind == "field"]
+    for name in names:
+        if name not in fields or names.count(name) > 1:
+            raise UsageError("bad field in a template", where=repr(template)[:200],
+                             expected="each of " + ", ".join(fields) + " at most once",
+                             found=f"{{{name}}}")  # fmt: skip
+    for name, needed in fields.items():
+        if needed and name not in names:
+            raise UsageError("a field is missing in a template", where=repr(template)[:200],
+                             expected=f"{{{name}}}")  # fmt: skip
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class PassageTokens:
+    """A tokenised passage.
+
+    Attributes:
+        ids: At most the budget, the end token included.
+        text_start: Place of the text's first token.
+        offsets: ``(first character, one past the last)`` in the text, of each of its tokens that
+            were kept, without the space before a word.
+        truncated: The text had more tokens.
+    """
+
+    ids: list[int]
+    text_start: int
+    offsets: list[tuple[int, int]]
+    truncated: bool
+
+
+class FidText:
+    """The input format of a Fusion-in-Decoder reader.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        query_template: With ``{question}``.
+        passage_template: With ``{text}`` as its last part and, if wanted, ``{title}``. Without a
+            title, ``{title}`` and the literal before it are left out.
+        end_token: Closes every passage.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query_template: str,
+        passage_template: str,
+        end_token: int,
+    ) -> None:
+        self.tokenizer, self.end_token = tokenizer, end_token
+        backend = tokenizer.backend_tokenizer
+        # Tokenizers may cut and pad unasked; whole texts are wanted.
+        backend.no_truncation()
+        backend.no_padding()
+        self.query_parts = self._parts(query_template, {"question": True})
+        self.passage_parts = self._parts(passage_template, {"title": False, "text": True})
+        if self.passage_parts[-1][0] != "text":
+            raise UsageError("the text must come last in a passage's template",
+                             where=repr(passage_template)[:200])  # fmt: skip
+
+    def _parts(self, template: str, fields: Mapping[str, bool]) -> list[tuple[str, list[int]]]:
+        """Template parts as ``(field or "", ids of a literal)``."""
+        return [
+            (value, []) if kind == "field" else ("", self.literal(value))
+            for kind, value in split_template(template, fields)
+        ]
+
+    def literal(self, text: str) -> list[int]:
+        """Ids of a template's own text, in which special tokens stand for themselves."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = False
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        backend.encode_special_tokens = True
+        return ids
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of a plain text; offsets leave out the space before a word."""
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        offsets = []
+        for start, end in encoding.offsets:
+            while start < end and text[start].isspace():
+                start += 1
+            offsets.append((start, end))
+        return encoding.ids, offsets
+
+    def query(self, question: str, budget: int) -> tuple[list[int], bool]:
+        """At most ``budget`` ids of the question in its template, and whether it was cut.
+
+        What is cut is the question's end; the template stays whole.
+        """
+        asked, _ = self.encode(question)
+        room = budget - sum(len(ids) for _, ids in self.query_parts)
+        ids = [i for field, part in self.query_parts for i in (asked[:room] if field else part)]
+        return ids, len(asked) > room
+
+    def passage(self, title: str, text: str, budget: int) -> PassageTokens:
+        """A passage in its template, its text cut so that all fits in ``budget`` ids."""
+        head: list[int] = []
+        before: list[int] = []
+        for field, literal in self.passage_parts[:-1]:
+            if field == "title":
+                # A passage without a title goes without the word "title:" too.
+                head += [*before, *self.encode(title)[0][:TITLE_TOKENS]] if title.strip() else []
+                before = []
+            else:
+                head, before = head + before, literal
+        head += before
+        ids, offsets = self.encode(text)
+        room = max(0, budget - len(head) - 1)
+        kept = [*head, *ids[:room]][: budget - 1]
+        return PassageTokens([*kept, self.end_token], len(head), offsets[:room], len(ids) > room)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids as text, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def word_edges(text: str, offsets: list[tuple[int, int]]) -> tuple[list[bool], list[bool]]:
+    """Which tokens begin a word of ``text``, and which end one.
+
+    A token that carries no character (a bare space) does neither.
+    """
+
+    def inside(place: int) -> bool:
+        """Whether a cut before character ``place`` would cut a word."""
+        return 0 < place < len(text) and text[place - 1].isalnum() and text[place].isalnum()
+
+    begins = [a < b and not inside(a) for a, b in offsets]
+    ends = [a < b and not inside(b) for a, b in offsets]
+    return begins, ends
