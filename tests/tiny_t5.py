@@ -30,7 +30,10 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     """A Unigram tokenizer with T5's special tokens, trained on the test passages."""
     backend = Tokenizer(models.Unigram())
     backend.normalizer = normalizers.NFKC()
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    # Real T5s may join a mark to a word; here every word of the texts is a span of its own.
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+    )
     backend.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_1>"]
     trainer = trainers.UnigramTrainer(
@@ -46,8 +49,9 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_t5(
-    tokenizer: PreTrainedTokenizerFast, kind: str = "v1.1", seed: int = 0
+    tokenizer: PreTrainedTokenizerFast, kind: str = "v1.1", seed: int = 0, *, wild: bool = True
 ) -> T5ForConditionalGeneration:
+    """A random T5; ``wild`` weights make answers that differ, others are for training."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=LAYERS, num_heads=4,
@@ -56,6 +60,8 @@ def tiny_t5(
         **KINDS[kind],
     )  # fmt: skip
     model = T5ForConditionalGeneration(config).eval()
+    if not wild:
+        return model
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "layer_norm" in name:

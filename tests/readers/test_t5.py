@@ -14,6 +14,7 @@ from btr.errors import UsageError
 from btr.readers.base import Merging, ReadOptions
 from btr.readers.batches import Clock
 from btr.readers.t5 import T5Reader
+from btr.readers.t5_citations import find_words
 from btr.readers.t5_decoder import Cache
 from btr.readers.t5_generate import greedy
 from btr.readers.t5_network import NO_MERGING, Restored
@@ -306,7 +307,7 @@ def test_extract_finds_the_likeliest_span(readers, passages):
                 last == len(text) or not (text[last - 1].isalnum() and text[last].isalnum())
             )
             span = tuple(ids[a:b])
-            full = offsets[a][0] < offsets[a][1] and offsets[b - 1][0] < last
+            full = offsets[b - 1][0] < last
             if b - a <= 3 and whole and full and span not in best:
                 log_probs = logits_of(reader, memory, [0, *span]).log_softmax(-1)
                 best[span] = sum(float(log_probs[i, t]) for i, t in enumerate([*span, 1]))
@@ -391,3 +392,20 @@ def test_bf16_and_its_rows(tmp_path, tokenizer, passages):
         reader.read(QUESTION, passages, stored).answers == reader.read(QUESTION, passages).answers
     )
     assert all(s.rows.dtype == np.uint8 for s in stored)
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage", "found"),
+    [
+        ("king harald", "Built by King  Harald.", "King  Harald"),
+        ("3 . 5 km", "It is 3.5 km long.", "3.5 km"),
+        ("ada", "Canada and Ada.", "Ada"),
+        ("Ada", "Canada", None),
+        ("c++", "Written in C++.", "C++"),
+        ("", "Anything.", None),
+        ("straße (old)", "The STRASSE (old) is the Straße (old).", "Straße (old)"),
+    ],
+)
+def test_answers_are_found_as_words(answer, passage, found):
+    place = find_words(answer, passage)
+    assert (place and passage[slice(*place)]) == found

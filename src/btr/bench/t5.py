@@ -115,6 +115,7 @@ class EngineFid:
         merging: Runtime compression.
         passages: How many of a question's passages to read; None for all.
         shorter: Share of each passage's rows to leave out, as if merged offline.
+        int8: Decode with 8-bit weights.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class EngineFid:
         merging: Merging = NO_MERGING,
         passages: int | None = None,
         shorter: float = 0.0,
+        int8: bool = False,
     ) -> None:
         self.engine, self.work, self.merging = engine, work, merging
+        self.stepper = engine.stepper(int8=int8)
         self.ids = [given[:passages] for given in work.passages]
         self.rows: list[list[NDArray[np.uint8]]] | None = None
         if engine.network.split_layer:
@@ -146,7 +149,7 @@ class EngineFid:
             clock.lap("unpack")
         memories = self.engine.remember([self.work.queries[task]], [restored], self.merging, clock)
         with torch.inference_mode():
-            greedy(self.engine.decoder, memories, longest=self.work.answer,
+            greedy(self.stepper, memories, longest=self.work.answer,
                    shortest=self.work.answer)  # fmt: skip
         clock.lap("decode")
         return clock.stages_ms
@@ -174,13 +177,17 @@ def contenders(
     size = model.shared.weight.element_size()
 
     def floor(
-        layer: int, merged: Merging, count: int = passages, tokens: int = passage
+        layer: int,
+        merged: Merging,
+        count: int = passages,
+        tokens: int = passage,
+        weight: int = size,
     ) -> dict[str, float]:
         least = cost(
             shape, passages=count, query=query, passage=tokens, answer=work.answer,
-            split_layer=layer, merging=merged, weight_bytes=size, state_bytes=size,
+            split_layer=layer, merging=merged, weight_bytes=weight, state_bytes=size,
         )  # fmt: skip
-        return {"gflop": round(least.gflop, 1), "decode_mb": round(least.decode_mb, 1)}
+        return {"gflop": round(least.gflop, 4), "decode_mb": round(least.decode_mb, 3)}
 
     plain, continuous, bits = engine(0, bits=False), engine(k, bits=False), engine(k, bits=True)
     intra = Merging(intra=merging.intra)
@@ -206,5 +213,11 @@ def contenders(
                   ["decomposition", "bits", "intra", "cross", "offline"],
                   EngineFid(bits, work, merging=merging, shorter=SHORTER).run,
                   floor(k, merging, tokens=short)),
+        Contender("+ 8-bit decoding", "t5", "btr",
+                  ["decomposition", "bits", "intra", "cross", "offline", "int8"],
+                  EngineFid(bits, work, merging=merging, shorter=SHORTER, int8=True).run,
+                  floor(k, merging, tokens=short, weight=1)),
+        Contender("B1 with 8-bit decoding", "t5", "plain", ["int8"],
+                  EngineFid(plain, work, int8=True).run, floor(0, NO_MERGING, weight=1)),
     ]  # fmt: skip
     return field, base

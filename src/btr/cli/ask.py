@@ -22,6 +22,7 @@ from btr.cli.reading import (
     BeamsOption,
     CrossOption,
     EveryOption,
+    Int8Option,
     IntraOption,
     SearchOption,
     read_options,
@@ -51,6 +52,7 @@ def ask(
     intra: IntraOption = 0.0,
     cross: CrossOption = 0.0,
     every: EveryOption = 3,
+    int8: Int8Option = False,
     dtype: DtypeOption = None,
     json: JsonOption = "",
 ) -> None:
@@ -59,7 +61,7 @@ def ask(
         raise typer.BadParameter("the question is empty")
     from btr.answering import Answerer
 
-    options = read_options(search, beams, intra, cross, every)
+    options = read_options(search, beams, intra, cross, every, int8)
     answerer = Answerer.open(store, mode=mode, dtype=dtype)
     reply = answerer.ask(question, passages=passages, top=top, options=options)
     show(reply, console(json))

@@ -15,6 +15,7 @@ from btr.cli.reading import (
     BeamsOption,
     CrossOption,
     EveryOption,
+    Int8Option,
     IntraOption,
     SearchOption,
     read_options,
@@ -71,6 +72,7 @@ def evaluate(
     intra: IntraOption = 0.0,
     cross: CrossOption = 0.0,
     every: EveryOption = 3,
+    int8: Int8Option = False,
     dtype: DtypeOption = None,
     json: JsonOption = "",
 ) -> None:
@@ -122,7 +124,7 @@ def evaluate(
         work = bar.add_task("questions", total=limit or None)
         report = run(
             loaded, islice(read_questions(data), limit or None), find,
-            use_states=use_states, options=read_options(search, beams, intra, cross, every),
+            use_states=use_states, options=read_options(search, beams, intra, cross, every, int8),
             write=write, progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
     report = {
@@ -135,6 +137,7 @@ def evaluate(
             "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",
             "search": search,
             "beams": beams if search == "beam" else None,
+            "int8": int8,
             "merging": {"intra": intra, "cross": cross, "every": every} if intra or cross else None,
             "states": "stored" if use_states else "none" if mode == "plain" else "encoded now",
         },

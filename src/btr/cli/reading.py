@@ -31,6 +31,9 @@ CrossOption = Annotated[
 EveryOption = Annotated[
     int, typer.Option("--every", min=1, help="Decoder layers between two mergings of --cross.")
 ]
+Int8Option = Annotated[
+    bool, typer.Option("--int8", help="Decode with 8-bit weights: faster on a CPU.")
+]
 
 
 def read_options(
@@ -39,8 +42,9 @@ def read_options(
     intra: float,
     cross: float,
     every: int,
+    int8: bool,
 ) -> ReadOptions:
     """The library's options."""
     from btr.readers.base import Merging, ReadOptions
 
-    return ReadOptions(Merging(intra, cross, every), search, beams)
+    return ReadOptions(Merging(intra, cross, every), search, beams, int8=int8)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from btr.errors import CorruptError, IncompatibleError, InputError
 
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     Section = TypeVar("Section", bound=DataclassInstance)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars and remarks: what is wrong with a checkpoint is checked here."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -121,10 +137,13 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whe
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values, in the order of the names."""
+    """SHA-256 over names, shapes and values in bfloat16, in the order of the names.
+
+    Rounded, so that weights loaded in another dtype are still the same weights.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        value = tensors[name].detach().to("cpu", torch.bfloat16).contiguous()
         digest.update(f"{name}:{tuple(value.shape)};".encode())
-        digest.update(value.numpy().tobytes())
+        digest.update(value.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

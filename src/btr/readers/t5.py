@@ -24,7 +24,7 @@ from btr.readers.checkpoint import weights_digest
 from btr.readers.span_search import search_spans
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_citations import cite, passage_weights
-from btr.readers.t5_decoder import Memory
+from btr.readers.t5_decoder import Decoder, Memory
 from btr.readers.t5_engine import FidEngine
 from btr.readers.t5_generate import Generated, beam_search, greedy, prefix_log_probabilities
 from btr.readers.t5_network import Restored, SplitT5
@@ -253,7 +253,8 @@ class T5Reader:
         options: ReadOptions,
     ) -> list[list[Generated]]:
         """Every question's answers, best first."""
-        decoder, longest = self.engine.decoder, options.longest or self.config.answer_budget
+        decoder = self.engine.stepper(int8=options.int8)
+        longest = options.longest or self.config.answer_budget
         if options.search == "greedy":
             likeliest = greedy(decoder, memories, longest=longest, prompt=self.prompt,
                                shortest=options.shortest)  # fmt: skip
@@ -265,15 +266,19 @@ class T5Reader:
                 for memory in memories
             ]  # fmt: skip
         return [
-            self._likeliest_spans(memory, given, longest, top)
+            self._likeliest_spans(decoder, memory, given, longest, top)
             for memory, given in zip(memories, passages, strict=True)
         ]
 
     def _likeliest_spans(
-        self, memory: Memory, passages: Sequence[Passage], longest: int, top: int
+        self,
+        decoder: Decoder,
+        memory: Memory,
+        passages: Sequence[Passage],
+        longest: int,
+        top: int,
     ) -> list[Generated]:
         """The passages' most probable spans under the decoder, exactly."""
-        decoder = self.engine.decoder
         texts = [self.text.encode(p.text) for p in passages]
         edges = [
             word_edges(p.text, offsets) for p, (_, offsets) in zip(passages, texts, strict=True)

@@ -21,7 +21,7 @@ from transformers import (
 from btr.errors import CorruptError, IncompatibleError, InputError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
-from btr.readers.checkpoint import parse_section, read_config
+from btr.readers.checkpoint import parse_section, quiet_transformers, read_config
 from btr.readers.digests import check_digests, write_digests
 from btr.readers.t5_network import SplitT5
 
@@ -72,9 +72,9 @@ def save_checkpoint(
     """Write a checkpoint beside ``folder`` and rename it into place; the network is not changed."""
     model = _cast(copy.deepcopy(network.model), dtype)
     model.config.btr = asdict(config)
-    # transformers 4 takes from this alone whether to scale outputs, and 5 calls every T5 tied.
-    model.config.tie_word_embeddings = model.config.scale_decoder_outputs
-    with replaced_folder(folder) as beside:
+    # transformers 5 calls every T5 tied, whatever it is.
+    model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
+    with replaced_folder(folder) as beside, quiet_transformers():
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         write_digests(beside)
@@ -129,10 +129,7 @@ def _check_names(folder: Path) -> None:
         raise CorruptError("checkpoint cannot be read", where=str(folder),
                            found=str(error).split("\n")[0][:200],
                            todo="fetch it again") from error  # fmt: skip
-    described = read_config(folder)
-    tied = described.get("tie_word_embeddings", True) and described.get(
-        "scale_decoder_outputs", True
-    )
+    tied = read_config(folder).get("tie_word_embeddings", True)
     for name in ("shared.weight", *(() if tied else ("lm_head.weight",))):
         if name not in names:
             raise CorruptError(f"tensor is missing: {name}", where=str(folder),
@@ -143,10 +140,11 @@ def _load_model(folder: Path, dtype: torch.dtype) -> T5ForConditionalGeneration:
     """The model with every tensor accounted for."""
     _check_names(folder)
     try:
-        loaded: Any = T5ForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        with quiet_transformers():
+            loaded: Any = T5ForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
     except Exception as error:
         raise CorruptError("checkpoint cannot be read", where=str(folder),
                            found=str(error).split("\n")[0][:200],

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from btr.data.passages import Passage
 from btr.readers.base import Answer, Citation
 from btr.readers.t5_decoder import Cache, Decoder, Memory
 from btr.readers.t5_generate import Generated
-from btr.readers.t5_text import FidText, word_edges
+from btr.readers.t5_text import FidText
+
+_PARTS = re.compile(r"\w+|[^\w\s]")
 
 
 def cite(
@@ -32,31 +34,32 @@ def cite(
         weights: Each passage's share of the decoder's attention.
         text: The reader's tokens.
     """
+    said = text.decode(generated.tokens)
     citations = [
-        Citation(passage, weight, *(find_words(generated.tokens, passage.text, text) or ()))
+        Citation(passage, weight, *(find_words(said, passage.text) or ()))
         for passage, weight in zip(passages, weights, strict=True)
     ]
     citations.sort(key=lambda c: (c.start is None, -c.weight))
     best = citations[0]
-    said = text.decode(generated.tokens)
     if best.start is not None:
         said = best.passage.text[best.start : best.end]
     probability = min(1.0, math.exp(generated.log_probability))
     return Answer(said, probability, best.passage, best.start, best.end, tuple(citations))
 
 
-def find_words(tokens: Sequence[int], passage: str, text: FidText) -> tuple[int, int] | None:
-    """Characters of the first occurrence of some tokens as whole words, or None."""
-    ids, offsets = text.encode(passage)
-    if not tokens or len(tokens) > len(ids):
+def find_words(answer: str, passage: str) -> tuple[int, int] | None:
+    """Characters of the first place where an answer stands in a passage as whole words, or None.
+
+    Capitals and the spaces between words and marks don't count: tokenizers lose them.
+    """
+    parts = _PARTS.findall(answer)
+    if not parts:
         return None
-    windows = np.lib.stride_tricks.sliding_window_view(np.array(ids), len(tokens))
-    begins, ends = word_edges(passage, offsets)
-    for first in np.flatnonzero((windows == np.array(tokens)).all(1)).tolist():
-        last = first + len(tokens) - 1
-        if begins[first] and ends[last]:
-            return offsets[first][0], offsets[last][1]
-    return None
+    pattern = r"\s*".join(map(re.escape, parts))
+    before = r"(?<!\w)" if parts[0][0].isalnum() else ""
+    after = r"(?!\w)" if parts[-1][-1].isalnum() else ""
+    found = re.search(before + pattern + after, passage, re.IGNORECASE)
+    return found and found.span()
 
 
 @torch.inference_mode()

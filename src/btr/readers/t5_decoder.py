@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Block
@@ -19,6 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Block
 from btr.errors import IncompatibleError
 from btr.merge import match, merge_count, size_bias
 from btr.readers.base import Merging
+from btr.readers.t5_int8 import Int8Linear, quantise_blocks
 from btr.readers.t5_layers import (
     RelativeBias,
     cross_attention,
@@ -61,16 +62,24 @@ class Cache:
 
 
 class Decoder:
-    """Walks the decoder blocks of a Hugging Face T5."""
+    """Walks the decoder blocks of a Hugging Face T5.
 
-    def __init__(self, model: T5ForConditionalGeneration) -> None:
+    Args:
+        model: The T5.
+        int8: Decode with 8-bit weights; for CPUs, where that is two to three times as fast.
+    """
+
+    def __init__(self, model: T5ForConditionalGeneration, *, int8: bool = False) -> None:
         self.model = model
         self.blocks = [block for block in model.decoder.block if isinstance(block, T5Block)]
+        self.head: nn.Module = model.lm_head
         self.heads: int = model.config.num_heads
         self.head_width: int = model.config.d_kv
         self.start_token = _token(model, "decoder_start_token_id")
         self.end_token = _token(model, "eos_token_id")
         self.bias = RelativeBias(self_attention(self.blocks[0]).SelfAttention)
+        if int8:
+            self.blocks, self.head = quantise_blocks(self.blocks), Int8Linear(model.lm_head)
 
     @property
     def device(self) -> torch.device:
@@ -197,7 +206,7 @@ class Decoder:
         """States ``[..., d]`` to float32 logits ``[..., V]``."""
         if self.model.config.scale_decoder_outputs:
             hidden = hidden * self.model.config.d_model**-0.5
-        logits: Tensor = self.model.lm_head(hidden)
+        logits: Tensor = self.head(hidden)
         return logits.float()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from btr.errors import UsageError
 from btr.readers.base import Merging
 from btr.readers.batches import Clock, by_length
 from btr.readers.t5_decoder import Decoder, Memory
@@ -34,6 +35,22 @@ class FidEngine:
         self.device = self.decoder.device
         self.dtype: torch.dtype = network.model.shared.weight.dtype
         self.width: int = network.model.config.d_model
+        self._int8: Decoder | None = None
+
+    def stepper(self, *, int8: bool) -> Decoder:
+        """What decodes tokens; the one with 8-bit weights is made when it is first asked for.
+
+        Raises:
+            UsageError: The weights are not on a CPU.
+        """
+        if not int8:
+            return self.decoder
+        if self._int8 is None:
+            if self.device.type != "cpu":
+                raise UsageError("decoding in 8 bits is for CPUs", found=str(self.device),
+                                 todo="leave it off")  # fmt: skip
+            self._int8 = Decoder(self.network.model, int8=True)
+        return self._int8
 
     @torch.inference_mode()
     def encode(self, passages: Sequence[Sequence[int]]) -> list[NDArray[np.uint8]]:

@@ -168,13 +168,13 @@ class FidText:
 def word_edges(text: str, offsets: list[tuple[int, int]]) -> tuple[list[bool], list[bool]]:
     """Which tokens begin a word of ``text``, and which end one.
 
-    A token that carries no character (a bare space) does neither.
+    A bare space, which some words begin with as a token of its own, begins one and ends none.
     """
 
     def inside(place: int) -> bool:
         """Whether a cut before character ``place`` would cut a word."""
         return 0 < place < len(text) and text[place - 1].isalnum() and text[place].isalnum()
 
-    begins = [a < b and not inside(a) for a, b in offsets]
+    begins = [not inside(a) for a, _ in offsets]
     ends = [a < b and not inside(b) for a, b in offsets]
     return begins, ends
