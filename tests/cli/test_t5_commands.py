@@ -178,13 +178,15 @@ def test_bench_of_the_reader_and_of_a_shape(run: Run, reader: Path, questions: P
     assert [row["family"] for row in json.loads(out)["rows"]] == ["t5"] * 3
     status, out, _ = run(
         "bench", "--shape", "tiny", "--passages", "2", "--passage-tokens", "8", "--query-tokens",
-        "4", "--answer-tokens", "2", "--rounds", "1", "--dtype", "fp32", "--json", "-",
+        "4", "--answer-tokens", "2", "--rounds", "1", "--dtype", "fp32", "--parts", "--json", "-",
     )  # fmt: skip
     report = json.loads(out)
     assert status == 0
     labels = [row["shape"] for row in report["rows"]]
     assert len(labels) == len(set(labels)) >= 8
     gflop = [row["gflop"] for row in report["rows"]]
+    assert len(report["parts"]) == 6
+    assert all(part["ratio"] > 0 for part in report["parts"])
     assert gflop[1] > gflop[4] > gflop[5] > gflop[6] > gflop[7] > 0
 
 

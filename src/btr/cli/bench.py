@@ -62,6 +62,10 @@ def bench(
     answer_tokens: Annotated[
         int, typer.Option(min=1, max=256, help="With a shape: tokens generated, exactly.")
     ] = 10,
+    parts: Annotated[
+        bool,
+        typer.Option("--parts", help="With a shape: time the parts of a question as well."),
+    ] = False,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads of the arithmetic; 0 for as many as cores.")
     ] = 0,
@@ -114,6 +118,8 @@ def bench(
                  progress=lambda n: bar.update(task, completed=n + 1))  # noqa: B023  # fmt: skip
         found += [row | {"dtype": name} for row in rows(field, base)]
     report = {"machine": machine_card(), "settings": settings, "rows": found}
+    if parts and shape is not None:
+        report["parts"] = _shape_parts(shape, dtypes, rounds)
     _print(report, console(json))
     write_json(json, report)
 
@@ -130,6 +136,22 @@ def _shape_contenders(settings: dict[str, Any], dtype: Any) -> tuple[list[Conten
         spread=settings["spread"], answer=settings["answer_tokens"],
     )  # fmt: skip
     return contenders(shape, random_t5(shape, dtype), work)
+
+
+def _shape_parts(shape: str, dtypes: list[str], rounds: int) -> list[dict[str, Any]]:
+    """The parts of a question with a T5 of random weights."""
+    from btr.bench.t5_parts import parts
+    from btr.bench.t5_shapes import SHAPES, random_t5
+    from btr.machine import DTYPES
+
+    found = []
+    for name in dtypes:
+        with progress() as bar:
+            task = bar.add_task(f"parts, {name}", total=None)
+            rows = parts(SHAPES[shape], random_t5(SHAPES[shape], DTYPES[name]), rounds=rounds,
+                         progress=lambda n: bar.update(task, completed=n + 1))  # noqa: B023  # fmt: skip
+        found += [row | {"dtype": name} for row in rows]
+    return found
 
 
 def _reader_contenders(
@@ -214,3 +236,16 @@ def _print(report: dict[str, Any], out: Console) -> None:
     for row in report["rows"]:
         stages = ", ".join(f"{name} {ms:.2f}" for name, ms in row["stages_ms"].items())
         out.print(f"{row['shape']}: ms by stage: {stages}")
+    if "parts" not in report:
+        return
+    table = Table(title="parts", title_justify="left")
+    table.add_column("part")
+    for heading in ("ms", "against", "ms", "ratio", "range", "goal"):
+        table.add_column(heading, justify="right")
+    for row in report["parts"]:
+        low, high = row["ratio_range"]
+        table.add_row(
+            row["part"], f"{row['ms']:.2f}", row["against"], f"{row['against_ms']:.2f}",
+            f"{row['ratio']:.3f}", f"{low:.3f} to {high:.3f}", f"{row['goal']}",
+        )  # fmt: skip
+    out.print(table)

@@ -216,8 +216,13 @@ class T5Reader:
             answers = []
             for one in several:
                 weights = passage_weights(one, memory, self.engine.decoder, self.prompt)
-                answers.append(cite(one, given.passages, weights, self.text))
-            results[i] = Reading(tuple(answers), 0.0, given.truncated, query[1], clock.stages_ms)
+                answers.append(
+                    cite(one, given.passages, weights, self.text, self.config.calibration)
+                )
+            doubt = 0.0
+            if self.config.calibration and answers:
+                doubt = 1 - answers[0].probability
+            results[i] = Reading(tuple(answers), doubt, given.truncated, query[1], clock.stages_ms)
         clock.lap("cite")
         return results
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class T5ReaderConfig:
         passage_template: Of a passage, with ``{title}`` and ``{text}``.
         answer_prompt: What every answer begins with and is not part of it; Atlas: <extra_id_0>.
         scale: How a 1-bit token's scale is stored: "rms16" as float16, "rms8" on a log scale.
+        calibration: Slope and intercept that turn an answer's log-probability into the log-odds of
+            its being right (``btr.evaluate.calibration``), or None.
         family: Always "t5" here.
     """
 
@@ -59,6 +62,7 @@ class T5ReaderConfig:
     passage_template: str = "title: {title} context: {text}"
     answer_prompt: str = ""
     scale: str = "rms16"
+    calibration: tuple[float, float] | None = None
     family: str = "t5"
 
 
@@ -197,7 +201,17 @@ def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig
         },
         texts=("query_template", "passage_template", "answer_prompt"),
     )  # fmt: skip
+    if config.calibration is not None:
+        pair = config.calibration
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))):
+            raise CorruptError("impossible calibration in the btr section", where=where,
+                               expected="two numbers", found=str(pair)[:80])  # fmt: skip
+        config = replace(config, calibration=(float(pair[0]), float(pair[1])))
     if config.mode != "plain" and config.positions != "budget":
         raise CorruptError("a split reader's passages begin at the query budget", where=where,
                            expected='positions "budget"', found=config.positions)  # fmt: skip
     return config
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

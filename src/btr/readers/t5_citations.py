@@ -22,6 +22,7 @@ def cite(
     passages: Sequence[Passage],
     weights: Sequence[float],
     text: FidText,
+    calibration: tuple[float, float] | None,
 ) -> Answer:
     """An answer with the passages that it draws on, strongest first.
 
@@ -33,6 +34,7 @@ def cite(
         passages: What was read, at least one.
         weights: Each passage's share of the decoder's attention.
         text: The reader's tokens.
+        calibration: As in :func:`confidence`.
     """
     said = text.decode(generated.tokens)
     citations = [
@@ -43,8 +45,22 @@ def cite(
     best = citations[0]
     if best.start is not None:
         said = best.passage.text[best.start : best.end]
-    probability = min(1.0, math.exp(generated.log_probability))
+    probability = confidence(generated.log_probability, calibration)
     return Answer(said, probability, best.passage, best.start, best.end, tuple(citations))
+
+
+def confidence(log_probability: float, calibration: tuple[float, float] | None) -> float:
+    """Probability of an answer, or with a calibration the probability that it is right.
+
+    Args:
+        log_probability: Of its tokens and the end token.
+        calibration: Slope and intercept of the log-odds of being right.
+    """
+    if calibration is None:
+        return min(1.0, math.exp(log_probability))
+    slope, intercept = calibration
+    # An answer can be as improbable as exp(-1000): its log-odds are cut where a float ends.
+    return 1 / (1 + math.exp(-max(-700.0, slope * log_probability + intercept)))
 
 
 def find_words(answer: str, passage: str) -> tuple[int, int] | None:
