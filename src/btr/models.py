@@ -157,7 +157,7 @@ SHIPPED: Mapping[str, str] = MappingProxyType(
 )
 """The readers that come with btr, each with a line for people."""
 
-_READER_FILES = ("*.safetensors", "*.json", "*.txt")
+_READER_FILES = ("*.safetensors", "*.json", "*.txt", "spiece.model")
 
 
 def reader_folder(name: str) -> Path:

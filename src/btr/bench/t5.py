@@ -11,18 +11,21 @@ decode loop; all get what could be known beforehand (token ids, stored rows). Th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from btr.bench.race import Contender
-from btr.bench.t5_shapes import VOCABULARY, T5Shape, cost
+from btr.bench.t5_shapes import SHAPES, VOCABULARY, cost
 from btr.readers.base import Merging
 from btr.readers.batches import Clock
 from btr.readers.t5_engine import FidEngine
@@ -30,6 +33,13 @@ from btr.readers.t5_generate import greedy
 from btr.readers.t5_network import NO_MERGING, SplitT5
 
 PAPER = Merging(intra=0.2, cross=0.2, every=3)
+PAPER_RATIOS = {
+    "base": {"plain": 1.0, "DeFormer": 2.2, "intra": 2.4, "BTR": 3.1},
+    "large": {"plain": 1.0, "BTR": 4.0},
+}
+"""Queries a second over plain Atlas on an A100, NaturalQuestions (the paper's tables; "intra" is
+its row without cross-passage merging, 24.6 over 10.2)."""
+
 SHORTER = 0.2
 """Share of a passage's tokens that offline merging leaves out (method, section 5)."""
 
@@ -156,68 +166,115 @@ class EngineFid:
 
 
 def contenders(
-    shape: T5Shape, model: T5ForConditionalGeneration, work: Workload, *, merging: Merging = PAPER
+    name: str, model: T5ForConditionalGeneration, work: Workload, *, merging: Merging = PAPER
 ) -> tuple[list[Contender], Contender]:
     """Every technique switched on in turn, and the contender that ratios are to (B1).
 
+    Beside its time a row has what it must compute and read at least (``gflop``, ``decode_mb``), how
+    long that takes at the speed of this machine's own products and reads (``floor_ms``), and the
+    paper's ratio where it has one (``paper_ratio``).
+
     Args:
-        shape: The model's.
-        model: With weights in the dtype to measure.
+        name: The shape, one of ``SHAPES``.
+        model: Of that shape, with weights in the dtype to measure.
         work: What to answer.
         merging: The runtime compression to measure.
     """
+    shape = SHAPES[name]
     k, passages = shape.split_layer, len(work.passages[0])
     query, passage = len(work.queries[0]), round(np.mean([len(p) for p in work.passages[0]]))
-    budget = query
-
-    def engine(layer: int, *, bits: bool) -> FidEngine:
-        network = SplitT5(model, layer, binarized=bits)
-        return FidEngine(network, scale="rms16", query_budget=budget)
-
+    half, short = passages // 2, passage - int(SHORTER * passage)
     size = model.shared.weight.element_size()
+    speed = machine_speed(model)
 
-    def floor(
-        layer: int,
-        merged: Merging,
+    def engine(layer: int, *, bits: bool = False) -> FidEngine:
+        network = SplitT5(model, layer, binarized=bits)
+        return FidEngine(network, scale="rms16", query_budget=query)
+
+    def row(
+        label: str,
+        techniques: Sequence[str],
+        run: Callable[[int], Mapping[str, float]],
+        *,
+        layer: int = k,
+        merged: Merging = NO_MERGING,
         count: int = passages,
         tokens: int = passage,
-        weight: int = size,
-    ) -> dict[str, float]:
+        paper: str = "",
+    ) -> Contender:
+        mode = "plain" if not layer else "btr" if "bits" in techniques else "decomposed"
         least = cost(
             shape, passages=count, query=query, passage=tokens, answer=work.answer,
-            split_layer=layer, merging=merged, weight_bytes=weight, state_bytes=size,
+            split_layer=layer, merging=merged, weight_bytes=1 if "int8" in techniques else size,
+            state_bytes=size,
         )  # fmt: skip
-        return {"gflop": round(least.gflop, 4), "decode_mb": round(least.decode_mb, 3)}
+        extra = {
+            "gflop": round(least.gflop, 4),
+            "decode_mb": round(least.decode_mb, 3),
+            "floor_ms": round(least.gflop / speed.tflops + least.decode_mb / speed.gbytes, 2),
+            "paper_ratio": PAPER_RATIOS.get(name, {}).get(paper),
+        }
+        return Contender(label, "t5", mode, techniques, run, extra)
 
-    plain, continuous, bits = engine(0, bits=False), engine(k, bits=False), engine(k, bits=True)
-    intra = Merging(intra=merging.intra)
-    half, short = passages // 2, passage - int(SHORTER * passage)
-    base = Contender("B1: plain, optimised", "t5", "plain", [], EngineFid(plain, work).run,
-                     floor(0, NO_MERGING))  # fmt: skip
+    plain, continuous, bits = engine(0), engine(k), engine(k, bits=True)
+    intra, one_bit = Merging(intra=merging.intra), ["decomposition", "bits"]
+    all_merged = [*one_bit, "intra", "cross"]
+    base = row("B1: plain, optimised", [], EngineFid(plain, work).run, layer=0, paper="plain")
     field = [
-        Contender("B0: Hugging Face T5 and generate", "t5", "plain", ["hugging face"],
-                  HuggingFaceFid(model, work).run, floor(0, NO_MERGING)),
+        row("B0: Hugging Face T5 and generate", ["hugging face"], HuggingFaceFid(model, work).run,
+            layer=0),
         base,
-        Contender(f"B2: B1 with {half} passages", "t5", "plain", ["fewer passages"],
-                  EngineFid(plain, work, passages=half).run, floor(0, NO_MERGING, half)),
-        Contender("DeFormer: decomposed, float16 states", "t5", "decomposed", ["decomposition"],
-                  EngineFid(continuous, work).run, floor(k, NO_MERGING)),
-        Contender("decomposed, bits", "t5", "btr", ["decomposition", "bits"],
-                  EngineFid(bits, work).run, floor(k, NO_MERGING)),
-        Contender("+ intra-passage merging", "t5", "btr", ["decomposition", "bits", "intra"],
-                  EngineFid(bits, work, merging=intra).run, floor(k, intra)),
-        Contender("BTR: + cross-passage merging", "t5", "btr",
-                  ["decomposition", "bits", "intra", "cross"],
-                  EngineFid(bits, work, merging=merging).run, floor(k, merging)),
-        Contender("+ passages shortened offline", "t5", "btr",
-                  ["decomposition", "bits", "intra", "cross", "offline"],
-                  EngineFid(bits, work, merging=merging, shorter=SHORTER).run,
-                  floor(k, merging, tokens=short)),
-        Contender("+ 8-bit decoding", "t5", "btr",
-                  ["decomposition", "bits", "intra", "cross", "offline", "int8"],
-                  EngineFid(bits, work, merging=merging, shorter=SHORTER, int8=True).run,
-                  floor(k, merging, tokens=short, weight=1)),
-        Contender("B1 with 8-bit decoding", "t5", "plain", ["int8"],
-                  EngineFid(plain, work, int8=True).run, floor(0, NO_MERGING, weight=1)),
+        row(f"B2: B1 with {half} passages", ["fewer passages"],
+            EngineFid(plain, work, passages=half).run, layer=0, count=half),
+        row("DeFormer: decomposed, float16 states", ["decomposition"],
+            EngineFid(continuous, work).run, paper="DeFormer"),
+        row("decomposed, bits", one_bit, EngineFid(bits, work).run),
+        row("+ intra-passage merging", [*one_bit, "intra"],
+            EngineFid(bits, work, merging=intra).run, merged=intra, paper="intra"),
+        row("BTR: + cross-passage merging", all_merged,
+            EngineFid(bits, work, merging=merging).run, merged=merging, paper="BTR"),
+        row("+ passages shortened offline", [*all_merged, "offline"],
+            EngineFid(bits, work, merging=merging, shorter=SHORTER).run, merged=merging,
+            tokens=short),
+        row("+ 8-bit decoding", [*all_merged, "offline", "int8"],
+            EngineFid(bits, work, merging=merging, shorter=SHORTER, int8=True).run,
+            merged=merging, tokens=short),
+        row("B1 with 8-bit decoding", ["int8"], EngineFid(plain, work, int8=True).run, layer=0),
     ]  # fmt: skip
     return field, base
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpeed:
+    """What this machine reaches on the model's own weights, with its present threads.
+
+    Attributes:
+        tflops: Of a product with thousands of rows, in 10^12 a second.
+        gbytes: Bytes a second of weights read by one row, in 10^9.
+    """
+
+    tflops: float
+    gbytes: float
+
+
+@torch.inference_mode()
+def machine_speed(model: T5ForConditionalGeneration, seconds: float = 0.3) -> MachineSpeed:
+    """Measure products and reads with a T5's weights for about ``seconds`` each."""
+    weight = model.shared.weight
+    matrix = weight[:4096]
+    many = torch.randn(4096, weight.shape[1]).to(weight.dtype)
+    flop = 2 * many.shape[0] * matrix.numel()
+    once = _seconds(lambda: functional.linear(many, matrix), seconds)
+    read = _seconds(lambda: functional.linear(many[:1], weight), seconds)
+    return MachineSpeed(flop / once / 1e12, weight.numel() * weight.element_size() / read / 1e9)
+
+
+def _seconds(run: Callable[[], object], seconds: float) -> float:
+    """Median time of a call."""
+    times: list[float] = []
+    run()
+    while sum(times) < seconds:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)

@@ -129,13 +129,12 @@ def _shape_contenders(settings: dict[str, Any], dtype: Any) -> tuple[list[Conten
     from btr.bench.t5 import contenders, make_workload
     from btr.bench.t5_shapes import SHAPES, random_t5
 
-    shape = SHAPES[settings["shape"]]
     work = make_workload(
         questions=settings["questions"], passages=settings["passages_per_question"],
         query=settings["query_tokens"], passage=settings["passage_tokens"],
         spread=settings["spread"], answer=settings["answer_tokens"],
     )  # fmt: skip
-    return contenders(shape, random_t5(shape, dtype), work)
+    return contenders(settings["shape"], random_t5(SHAPES[settings["shape"]], dtype), work)
 
 
 def _shape_parts(shape: str, dtypes: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -221,16 +220,24 @@ def _print(report: dict[str, Any], out: Console) -> None:
         f"each, {settings['rounds']} rounds; {machine['cpu']}, {machine['threads']} threads",
         title_justify="left",
     )
+    shapes = "floor_ms" in report["rows"][0]
     table.add_column("reader")
-    for heading in ("ms a question", "a second", "times plain", "range", "CPU times plain",
-                    "peak MB"):  # fmt: skip
+    for heading in (
+        "ms a question", "a second", "times plain", "range", "CPU times plain", "peak MB",
+        *(("GFLOP", "floor ms", "paper") if shapes else ()),
+    ):  # fmt: skip
         table.add_column(heading, justify="right")
     for row in report["rows"]:
         low, high = row["ratio_range"]
+        paper = row.get("paper_ratio")
+        floor = (
+            (f"{row['gflop']:.0f}", f"{row['floor_ms']:.0f}", f"{paper or ''}") if shapes else ()
+        )
         table.add_row(
             row["shape"], f"{row['ms_per_query']:.1f}", f"{row['queries_per_s']:.1f}",
             f"{row['ratio_to_plain']:.2f}", f"{low:.2f} to {high:.2f}",
             f"{row['cpu_ratio_to_plain']:.2f}", f"{row['peak_rss_mb']}",
+            *floor,
         )  # fmt: skip
     out.print(table)
     for row in report["rows"]:

@@ -109,8 +109,23 @@ def load_network(
     config = read_section(described.get("btr"), model.config, where)
     network = SplitT5(model, config.split_layer, binarized=config.mode == "btr")
     network.requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    return network.eval(), tokenizer, config
+    return network.eval(), _load_tokenizer(folder), config
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a checkpoint."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, local_files_only=True
+        )
+        if tokenizer.is_fast:
+            return tokenizer
+        found = "a slow one"
+    except (OSError, ValueError, ImportError) as error:
+        found = str(error).strip().split("\n")[0][:200]
+    raise InputError("the checkpoint has no fast tokenizer", where=str(folder),
+                     expected="tokenizer.json", found=found,
+                     todo="save it with tokenizer.save_pretrained")  # fmt: skip
 
 
 def _check_names(folder: Path) -> None:
@@ -128,7 +143,9 @@ def _check_names(folder: Path) -> None:
     except FileNotFoundError as error:
         raise InputError("not a checkpoint folder", where=str(folder),
                          expected="config.json and model.safetensors",
-                         found="no model.safetensors") from error  # fmt: skip
+                         found="no model.safetensors",
+                         todo="python -m btr.readers.convert_fid makes one of a pytorch_model.bin",
+                         ) from error  # fmt: skip
     except Exception as error:
         raise CorruptError("checkpoint cannot be read", where=str(folder),
                            found=str(error).split("\n")[0][:200],

@@ -34,7 +34,6 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight = None  # Hugging Face's feed-forward looks at its dtype, if it is a tensor
         weight = linear.weight.detach().float()
         self.scales = (weight.abs().amax(1) / 127).clamp_min(1e-12)
         quantised = (weight / self.scales[:, None]).round_().to(torch.int8)
