@@ -13,8 +13,15 @@ import torch
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+def default_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def default_dtype() -> str:
-    """Name of the faster dtype on this machine: bf16 where the CPU multiplies it natively."""
+    """Name of the faster dtype on this machine: bf16 where it is multiplied natively."""
+    if default_device().type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
@@ -51,6 +58,7 @@ def machine_card() -> dict[str, str | int]:
         "cpu": cpu,
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "instructions": " ".join(f for f in known if f in flags),
         "python": platform.python_version(),
         "torch": torch.__version__,

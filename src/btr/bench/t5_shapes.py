@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from btr.machine import default_device
 from btr.merge import merge_count
 from btr.readers.base import Merging
 
@@ -46,7 +47,7 @@ HEAD_WIDTH = 64
 
 
 def random_t5(shape: T5Shape, dtype: torch.dtype, seed: int = 0) -> T5ForConditionalGeneration:
-    """A T5 with small random weights, in eval mode."""
+    """A T5 with small random weights, in eval mode, on a GPU where there is one."""
     described: dict[str, Any] = dict(  # noqa: C408 - names as the configuration has them
         vocab_size=VOCABULARY, d_model=shape.width, d_kv=HEAD_WIDTH, d_ff=shape.inner,
         num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="gated-gelu",
@@ -54,9 +55,10 @@ def random_t5(shape: T5Shape, dtype: torch.dtype, seed: int = 0) -> T5ForConditi
     )  # fmt: skip
     with torch.device("meta"):
         model: Any = T5ForConditionalGeneration(T5Config(**described))
-    model.to_empty(device="cpu")
+    device = default_device()
+    model.to_empty(device=device)
     model.tie_weights()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     nn.Module.to(model, dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():

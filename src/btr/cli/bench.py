@@ -90,6 +90,8 @@ def bench(
                              found=repr(name), todo="give one or both, with a comma")  # fmt: skip
     if shape is None and data is None:
         raise UsageError("nothing to read", todo="give --data, or --shape")
+    if parts and (shape is None or torch.cuda.is_available()):
+        raise UsageError("--parts times the parts of a --shape on a CPU", todo="leave it off")
     if threads:
         torch.set_num_threads(threads)
     settings: dict[str, Any] = {
@@ -118,7 +120,7 @@ def bench(
                  progress=lambda n: bar.update(task, completed=n + 1))  # noqa: B023  # fmt: skip
         found += [row | {"dtype": name} for row in rows(field, base)]
     report = {"machine": machine_card(), "settings": settings, "rows": found}
-    if parts and shape is not None:
+    if parts and shape:
         report["parts"] = _shape_parts(shape, dtypes, rounds)
     _print(report, console(json))
     write_json(json, report)

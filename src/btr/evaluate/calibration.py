@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from btr.data.lines import read_numbered_records
 from btr.errors import BtrError, InputError
-from btr.files import replaced_folder
+from btr.files import copy_file, replaced_folder
 from btr.readers.checkpoint import read_config
 from btr.readers.digests import DIGESTS, check_digests, write_digests
 
@@ -99,7 +98,7 @@ def calibrate(checkpoint: Path, predictions: Path) -> dict[str, float]:
     with replaced_folder(checkpoint) as beside:
         for file in sorted(checkpoint.iterdir()):
             if file.is_file() and file.name not in ("config.json", DIGESTS):
-                shutil.copyfile(file, beside / file.name)
+                copy_file(file, beside / file.name)
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         (beside / "config.json").write_text(text, encoding="utf-8")
         write_digests(beside)

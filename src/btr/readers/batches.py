@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+import torch
+
 ENCODE_TOKENS = 4096
 """Packed tokens of one encoding batch: enough for full matrix speed, 25 MB of activations."""
 
@@ -35,6 +37,9 @@ class Clock:
 
     def lap(self, stage: str) -> None:
         """Book the time since the last lap to ``stage``."""
+        # What was started on a GPU must be done to be timed.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1e3 * (now - self._last)
         self._last = now

@@ -56,11 +56,17 @@ class BertReader:
         self.network, self.tokenizer, self.config, self.name = network, tokenizer, config, name
         self.mode: Mode = config.mode
         self.dtype = network.model.qa_outputs.weight.dtype
+        self.device = network.model.qa_outputs.weight.device
         self._fingerprint: dict[str, str] | None = None
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, *, name: str = "", dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        *,
+        name: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> BertReader:
         """Load a checkpoint folder, or a plain one that Hugging Face wrote.
 
@@ -70,7 +76,7 @@ class BertReader:
             CorruptError: Its weights do not fit or are damaged.
         """
         network, tokenizer, config = load_network(folder, dtype=dtype)
-        return cls(network, tokenizer, config, name or folder.name)
+        return cls(network.to(device), tokenizer, config, name or folder.name)
 
     @property
     def width(self) -> int:
@@ -149,8 +155,9 @@ class BertReader:
 
     def _embed(self, rows: Sequence[Sequence[int]], first_position: int, segment: int) -> Tensor:
         """Packed ``[N, d]`` input states; every row counts its positions from ``first``."""
-        ids = torch.tensor([i for row in rows for i in row])
-        positions = torch.cat([torch.arange(len(row)) for row in rows]) + first_position
+        ids = torch.tensor([i for row in rows for i in row], device=self.device)
+        positions = torch.tensor([i for row in rows for i in range(len(row))], device=self.device)
+        positions += first_position
         states: Tensor = self.network.model.bert.embeddings(
             input_ids=ids[None],
             token_type_ids=torch.full_like(ids, segment)[None],
@@ -160,15 +167,16 @@ class BertReader:
 
     def _to_rows(self, states: Tensor) -> np.ndarray:
         if self.mode == "btr":
-            return pack_signs(states).numpy()
-        return states.to(torch.float16).numpy().view(np.uint8)
+            return pack_signs(states).cpu().numpy()
+        return states.to(torch.float16).cpu().numpy().view(np.uint8)
 
     def _from_rows(self, rows: np.ndarray) -> Tensor:
         """Stored rows ``[N, row_bytes]`` to restored states ``[N, d]`` in the reader's dtype."""
         binarizer = self.network.binarizer
         if binarizer is not None:
-            return unpack_signs(rows, self.dtype, scale=binarizer.scale, offset=binarizer.offset)
-        return torch.from_numpy(rows.view(np.float16)).to(self.dtype)
+            packed = rows if self.device.type == "cpu" else torch.tensor(rows, device=self.device)
+            return unpack_signs(packed, self.dtype, scale=binarizer.scale, offset=binarizer.offset)
+        return torch.from_numpy(rows.view(np.float16)).to(self.device, self.dtype)
 
     # -- at query time ------------------------------------------------------------------------
 
@@ -256,11 +264,13 @@ class BertReader:
         lengths = [len(query) + len(p.states) for p in passages]
         asking = [len(p.states) - p.text_start for p in passages]
         ends = np.cumsum(lengths).tolist()
-        rows = torch.cat(
+        rows = torch.tensor(
             [
-                torch.tensor([end - length, *range(end - ask, end - 1)])
+                row
                 for end, length, ask in zip(ends, lengths, asking, strict=True)
-            ]
+                for row in (end - length, *range(end - ask, end - 1))
+            ],
+            device=self.device,
         )
         attend = PackedAttention(lengths, self.network.heads)
         *inner, last = self.network.joint
@@ -268,7 +278,7 @@ class BertReader:
             hidden = run_layer(layer, hidden, attend)
         attend = PackedAttention(lengths, self.network.heads, asking=asking)
         hidden = run_layer(last, hidden, attend, rows)
-        logits: Tensor = self.network.model.qa_outputs(hidden).float()
+        logits: Tensor = self.network.model.qa_outputs(hidden).float().cpu()
         return list(torch.split(logits, asking))
 
     def _decode(

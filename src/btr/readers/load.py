@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.machine import default_device
 from btr.models import reader_folder
 from btr.readers.base import MODES, Mode, Reader
 from btr.readers.bert import BertReader
@@ -23,13 +24,20 @@ FAMILIES: dict[str, type[BertReader] | type[T5Reader]] = {"bert": BertReader, "t
 """Reader of every ``model_type`` that a checkpoint may have."""
 
 
-def load_reader(name: str, mode: Mode, *, dtype: torch.dtype = torch.float32) -> Reader:
+def load_reader(
+    name: str,
+    mode: Mode,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Reader:
     """Load a reader.
 
     Args:
         name: One that ships (``btr models``), a folder, or a Hugging Face Hub id.
         mode: Which of its checkpoints.
         dtype: Of its weights and arithmetic.
+        device: Where it computes; None for a GPU where there is one.
 
     Raises:
         InputError: No such reader, or it has no checkpoint for the mode.
@@ -38,9 +46,9 @@ def load_reader(name: str, mode: Mode, *, dtype: torch.dtype = torch.float32) ->
     """
     folder = reader_folder(name)
     if (folder / mode / "config.json").exists():
-        return load_checkpoint(folder / mode, name=name, dtype=dtype)
+        return load_checkpoint(folder / mode, name=name, dtype=dtype, device=device)
     if (folder / "config.json").exists():
-        reader = load_checkpoint(folder, name=name, dtype=dtype)
+        reader = load_checkpoint(folder, name=name, dtype=dtype, device=device)
         if reader.mode == mode:
             return reader
         have = [reader.mode]
@@ -52,7 +60,11 @@ def load_reader(name: str, mode: Mode, *, dtype: torch.dtype = torch.float32) ->
 
 
 def load_checkpoint(
-    folder: Path, *, name: str = "", dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    name: str = "",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> BertReader | T5Reader:
     """Load one checkpoint folder, of whatever family; errors as for :func:`load_reader`."""
     try:
@@ -66,4 +78,6 @@ def load_checkpoint(
                                 where=str(folder / "config.json"),
                                 expected="model_type " + " or ".join(FAMILIES),
                                 found=str(kind)[:80])  # fmt: skip
-    return FAMILIES[kind].from_pretrained(folder, name=name, dtype=dtype)
+    return FAMILIES[kind].from_pretrained(
+        folder, name=name, dtype=dtype, device=device or default_device()
+    )

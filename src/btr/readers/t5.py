@@ -66,7 +66,12 @@ class T5Reader:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, *, name: str = "", dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        *,
+        name: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> T5Reader:
         """Load a checkpoint folder, or a plain one that Hugging Face wrote.
 
@@ -76,7 +81,7 @@ class T5Reader:
             CorruptError: Its weights do not fit or are damaged.
         """
         network, tokenizer, config = load_network(folder, dtype=dtype)
-        return cls(network, tokenizer, config, name or folder.name)
+        return cls(network.to(device), tokenizer, config, name or folder.name)
 
     @property
     def width(self) -> int:
