@@ -223,23 +223,21 @@ def _print(report: dict[str, Any], out: Console) -> None:
         title_justify="left",
     )
     shapes = "floor_ms" in report["rows"][0]
-    table.add_column("reader")
-    for heading in (
-        "ms a question", "a second", "times plain", "range", "CPU times plain", "peak MB",
-        *(("GFLOP", "floor ms", "paper") if shapes else ()),
-    ):  # fmt: skip
+    table.add_column("reader", no_wrap=True)
+    headings = ["ms a question", "times plain", "range", "peak MB"]
+    headings += ["GFLOP", "floor ms", "paper"] if shapes else ["a second", "CPU times plain"]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in report["rows"]:
         low, high = row["ratio_range"]
-        paper = row.get("paper_ratio")
-        floor = (
-            (f"{row['gflop']:.0f}", f"{row['floor_ms']:.0f}", f"{paper or ''}") if shapes else ()
-        )
+        if shapes:
+            paper = row["paper_ratio"]
+            rest = [f"{row['gflop']:.0f}", f"{row['floor_ms']:.0f}", str(paper or "")]
+        else:
+            rest = [f"{row['queries_per_s']:.1f}", f"{row['cpu_ratio_to_plain']:.2f}"]
         table.add_row(
-            row["shape"], f"{row['ms_per_query']:.1f}", f"{row['queries_per_s']:.1f}",
-            f"{row['ratio_to_plain']:.2f}", f"{low:.2f} to {high:.2f}",
-            f"{row['cpu_ratio_to_plain']:.2f}", f"{row['peak_rss_mb']}",
-            *floor,
+            row["shape"], f"{row['ms_per_query']:.1f}", f"{row['ratio_to_plain']:.2f}",
+            f"{low:.2f} to {high:.2f}", f"{row['peak_rss_mb']}", *rest,
         )  # fmt: skip
     out.print(table)
     for row in report["rows"]:
