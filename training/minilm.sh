@@ -20,6 +20,6 @@ step() { python -m btr.train.extractive --data "$data" "$runs" --negative-share 
 step --stage reader --output "$runs/cloze" --mix cloze:1 --epochs 1
 step --stage reader --output "$runs/plain" --epochs 3 --start "$runs/cloze/checkpoint"
 step --stage decompose --output "$runs/decomposed" --epochs 3 --plain "$runs/plain/checkpoint" \
-    --lower 3 --joint 3 --answer-weight 1 --state-weight 0.2
+    --lower 4 --joint 3 --answer-weight 1 --state-weight 0.2
 step --stage binarize --output "$runs/btr" --epochs 2 --plain "$runs/plain/checkpoint" \
     --decomposed "$runs/decomposed/checkpoint" --answer-weight 1 --recovery-weight 0.1

@@ -227,7 +227,7 @@ def _print(report: dict[str, Any], out: Console) -> None:
     headings = ["ms a question", "times plain", "range", "peak MB"]
     headings += ["GFLOP", "floor ms", "paper"] if shapes else ["a second", "CPU times plain"]
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report["rows"]:
         low, high = row["ratio_range"]
         if shapes:

@@ -90,13 +90,15 @@ def load_train(
     settings: DataSettings,
     query_budget: int,
 ) -> SpanData:
-    """The training examples of all files in the mix, without the dev split's passages."""
+    """The examples of all files in the mix, without the dev split's passages and questions."""
     builder = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
     chooser = random.Random(settings.seed)  # noqa: S311 -- a sample, not a secret
     for name, share in settings.shares().items():
         siblings: dict[str, set[int]] = {}
         gold: list[tuple[int, str, int]] = []
         for record in read_jsonl(find_file(folders, name)):
+            if _held_out(record, settings.dev_share):
+                continue  # with its other passages too, or its answer could be learned by heart
             contexts = [c for c in _contexts(record) if not in_dev(c["text"], settings.dev_share)]
             if not contexts or chooser.random() >= share:
                 continue
@@ -134,15 +136,21 @@ def load_dev(
     for name in DEV_SOURCES:
         rows = dev.questions.setdefault(name, [])
         for record in read_jsonl(find_file(folders, name)):
-            hits = [c for c in _contexts(record) if c.get("hasanswer", True)][:1]
-            if not hits or not in_dev(hits[0]["text"], settings.dev_share):
+            hit = _held_out(record, settings.dev_share)
+            if hit is None:
                 continue
-            title, text, answers = hits[0]["title"], hits[0]["text"], record["answers"]
+            title, text, answers = hit["title"], hit["text"], record["answers"]
             if builder.add(builder.question(record["question"]), title, text, answers):
                 _, offsets, text_start = builder.passage(title, text)
                 example = builder.data.examples[-1]
                 rows.append(DevQuestion(example, text, offsets, text_start, answers))
     return dev
+
+
+def _held_out(record: Mapping[str, Any], share: float) -> dict[str, Any] | None:
+    """A dev question's passage: the first that holds an answer, if that is held out."""
+    hits = [c for c in _contexts(record) if c.get("hasanswer", True)][:1]
+    return hits[0] if hits and in_dev(hits[0]["text"], share) else None
 
 
 def _contexts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
