@@ -24,6 +24,7 @@ from btr.errors import BtrError, InputError
 from btr.files import copy_file, replaced_folder
 from btr.readers.checkpoint import read_config
 from btr.readers.digests import DIGESTS, check_digests, write_digests
+from btr.readers.t5_citations import confidence
 
 _STEPS, _RIDGE = 100, 1e-3
 
@@ -92,8 +93,8 @@ def calibrate(checkpoint: Path, predictions: Path) -> dict[str, float]:
                          expected="a checkpoint of the t5 family with a btr section")  # fmt: skip
     log_probabilities, right = _read_predictions(predictions, section.get("calibration"))
     slope, intercept = fit_calibration(log_probabilities, right)
-    raw = [min(1.0, math.exp(x)) for x in log_probabilities]
-    after = [1 / (1 + math.exp(-max(-700.0, slope * x + intercept))) for x in log_probabilities]
+    raw = [confidence(x, None) for x in log_probabilities]
+    after = [confidence(x, (slope, intercept)) for x in log_probabilities]
     section["calibration"] = [slope, intercept]
     with replaced_folder(checkpoint) as beside:
         for file in sorted(checkpoint.iterdir()):
@@ -116,17 +117,17 @@ def _read_predictions(path: Path, used: list[float] | None) -> tuple[list[float]
     log_probabilities, right = [], []
     for number, record in read_numbered_records(path):
         try:
-            confidence, result = float(record["probability"]), float(record["em"])
+            shown, result = float(record["probability"]), float(record["em"])
         except (KeyError, TypeError, ValueError):
             raise InputError("bad line of predictions", where=f"{path}, line {number}",
                              expected='numbers "probability" and "em"',
                              todo="write it with btr eval --predictions") from None  # fmt: skip
-        confidence = min(max(confidence, 1e-300), 1.0)
+        shown = min(max(shown, 1e-300), 1.0)
         if used:  # a calibrated checkpoint's own confidences, turned back
-            odds = math.log(confidence) - math.log(max(1 - confidence, 1e-300))
+            odds = math.log(shown) - math.log(max(1 - shown, 1e-300))
             log_probabilities.append((odds - used[1]) / used[0])
         else:
-            log_probabilities.append(math.log(confidence))
+            log_probabilities.append(math.log(shown))
         right.append(result)
     if len(right) < 2:
         raise InputError("too few predictions to calibrate on", where=str(path),

@@ -1,11 +1,15 @@
-"""Batches of texts by length, and a clock for the stages of a reading."""
+"""Texts by length, encoded in batches and read longest first; a clock for a reading's stages."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from btr.data.passages import Passage
 
 ENCODE_TOKENS = 4096
 """Packed tokens of one encoding batch: enough for full matrix speed, 25 MB of activations."""
@@ -26,6 +30,28 @@ def by_length(lengths: Sequence[int], tokens: int = ENCODE_TOKENS) -> Iterator[l
             batch, total = [], 0
     if batch:
         yield batch
+
+
+def encode_by_length(
+    lengths: Sequence[int], encode: Callable[[list[int]], NDArray[np.uint8]]
+) -> list[NDArray[np.uint8]]:
+    """Rows of every text, ``[tokens, row bytes]``, encoded in the batches of :func:`by_length`.
+
+    Args:
+        lengths: Tokens of every text.
+        encode: From the numbers of some texts to their packed rows, one text after the other.
+    """
+    rows: list[NDArray[np.uint8]] = [np.empty((0, 0), np.uint8)] * len(lengths)
+    for batch in by_length(lengths):
+        ends = np.cumsum([lengths[i] for i in batch])[:-1]
+        for i, part in zip(batch, np.split(encode(batch), ends), strict=True):
+            rows[i] = part
+    return rows
+
+
+def reading_order(lengths: Sequence[int], passages: Sequence[Passage]) -> list[int]:
+    """Numbers of passages, longest first, whatever order they came in."""
+    return sorted(range(len(passages)), key=lambda i: (-lengths[i], passages[i].id))
 
 
 class Clock:

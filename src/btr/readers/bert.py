@@ -6,7 +6,6 @@ longest first, whatever order they came in, so their order never changes an answ
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,12 @@ from btr.bits import pack_signs, unpack_signs
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.readers.base import DEFAULT_OPTIONS, Answer, Mode, Reading, ReadOptions
-from btr.readers.batches import Clock, by_length
+from btr.readers.batches import Clock, encode_by_length, reading_order
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network
 from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
-from btr.readers.checkpoint import weights_digest
+from btr.readers.checkpoint import tokenizer_digest, weights_digest
 from btr.readers.packed import PackedAttention
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.store.format import PassageState
@@ -106,9 +105,7 @@ class BertReader:
                 "family": self.family,
                 "mode": self.mode,
                 "lower_weights": weights_digest(lower),
-                "tokenizer": hashlib.sha256(
-                    self.tokenizer.backend_tokenizer.to_str().encode()
-                ).hexdigest(),
+                "tokenizer": tokenizer_digest(self.tokenizer),
                 "split_layer": str(self.config.split_layer),
                 "width": str(self.width),
                 "query_budget": str(self.config.query_budget),
@@ -133,16 +130,13 @@ class BertReader:
             raise UsageError("a plain reader has no states to store", where=self.name,
                              todo="use its decomposed or btr checkpoint")  # fmt: skip
         inputs = [PassageTokens.of(self, p) for p in passages]
-        rows: list[np.ndarray | None] = [None] * len(inputs)
-        for batch in by_length([len(t.ids) for t in inputs]):
-            packed = self._to_rows(self._lower_states([inputs[i] for i in batch]))
-            ends = np.cumsum([len(inputs[i].ids) for i in batch])
-            for i, part in zip(batch, np.split(packed, ends[:-1]), strict=True):
-                rows[i] = part
+        rows = encode_by_length(
+            [len(t.ids) for t in inputs],
+            lambda batch: self._to_rows(self._lower_states([inputs[i] for i in batch])),
+        )
         return [
             PassageState(row, t.text_start, t.truncated)
             for row, t in zip(rows, inputs, strict=True)
-            if row is not None
         ]
 
     def _lower_states(self, inputs: Sequence[PassageTokens]) -> Tensor:
@@ -236,14 +230,14 @@ class BertReader:
     ) -> tuple[list[int], list[PassageInput]]:
         """Passage states ready for the joint layers, longest passage first."""
         if states is not None:
-            order = sorted(range(len(states)), key=lambda i: (-len(states[i].rows), passages[i].id))
+            order = reading_order([len(s.rows) for s in states], passages)
             restored = self._from_rows(np.concatenate([states[i].rows for i in order]))
             lengths = [len(states[i].rows) for i in order]
             kept = [(states[i].text_start, states[i].truncated) for i in order]
             clock.lap("unpack")
         else:
             tokens = [PassageTokens.of(self, p) for p in passages]
-            order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].ids), passages[i].id))
+            order = reading_order([len(t.ids) for t in tokens], passages)
             lengths = [len(tokens[i].ids) for i in order]
             kept = [(tokens[i].text_start, tokens[i].truncated) for i in order]
             clock.lap("tokenize")

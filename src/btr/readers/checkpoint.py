@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from btr.errors import CorruptError, IncompatibleError, InputError
@@ -147,3 +148,8 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{tuple(value.shape)};".encode())
         digest.update(value.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over everything that a fast tokenizer does."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -7,7 +7,6 @@ answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.readers.base import DEFAULT_OPTIONS, SEARCHES, Mode, Reading, ReadOptions
-from btr.readers.batches import Clock
-from btr.readers.checkpoint import weights_digest
+from btr.readers.batches import Clock, reading_order
+from btr.readers.checkpoint import tokenizer_digest, weights_digest
 from btr.readers.span_search import search_spans
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_citations import cite, passage_weights
@@ -109,12 +108,11 @@ class T5Reader:
                 lower |= {f"block.{i}.{n}": t for n, t in block.state_dict().items()}
             if self.mode == "btr":
                 lower["binarizer"] = self.network.next_norm.weight
-            backend = self.tokenizer.backend_tokenizer.to_str().encode()
             self._fingerprint = {
                 "family": self.family,
                 "mode": self.mode,
                 "lower_weights": weights_digest(lower),
-                "tokenizer": hashlib.sha256(backend).hexdigest(),
+                "tokenizer": tokenizer_digest(self.tokenizer),
                 "split_layer": str(self.split_layer),
                 "width": str(self.width),
                 "scale": self.config.scale if self.mode == "btr" else "none",
@@ -241,7 +239,7 @@ class T5Reader:
         else:
             lengths = [len(t.ids) for t in tokens]
             clock.lap("tokenize")
-        order = sorted(range(len(passages)), key=lambda i: (-lengths[i], passages[i].id))
+        order = reading_order(lengths, passages)
         if self.mode == "plain":
             restored = self.engine.embed([tokens[i].ids for i in order])
             cut = sum(t.truncated for t in tokens)

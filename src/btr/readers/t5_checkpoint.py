@@ -26,8 +26,8 @@ from btr.readers.checkpoint import parse_section, quiet_transformers, read_confi
 from btr.readers.digests import check_digests, write_digests
 from btr.readers.t5_network import SplitT5
 
-RMS_BYTES = {"rms16": 2, "rms8": 1}
-"""How a token's scale is stored, and in how many bytes (docs/format.md)."""
+SCALES = ("rms16", "rms8")
+"""How a token's scale may be stored (docs/format.md)."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig
     config = parse_section(
         section, T5ReaderConfig, where,
         choices={
-            "mode": MODES, "family": ("t5",), "scale": tuple(RMS_BYTES),
+            "mode": MODES, "family": ("t5",), "scale": SCALES,
             "positions": ("budget", "concatenated"),
         },
         ranges={

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from btr.errors import UsageError
 from btr.readers.base import Merging
-from btr.readers.batches import Clock, by_length
+from btr.readers.batches import Clock, encode_by_length
 from btr.readers.t5_decoder import Decoder, Memory
 from btr.readers.t5_network import NO_MERGING, Restored, SplitT5
 from btr.readers.t5_rows import from_rows, to_rows
@@ -56,16 +56,13 @@ class FidEngine:
     def encode(self, passages: Sequence[Sequence[int]]) -> list[NDArray[np.uint8]]:
         """Token ids of passages to their rows, a ``[P, row bytes]`` each."""
         lengths = [len(ids) for ids in passages]
-        rows: list[NDArray[np.uint8]] = [np.empty((0, 0), np.uint8)] * len(passages)
-        for batch in by_length(lengths):
-            hidden = self.network.run_lower(
-                self._pack([passages[i] for i in batch]), [lengths[i] for i in batch]
-            )
-            packed = to_rows(hidden, self.network.binarizer, self.scale)
-            ends = np.cumsum([lengths[i] for i in batch])[:-1]
-            for i, part in zip(batch, np.split(packed, ends), strict=True):
-                rows[i] = part
-        return rows
+
+        def rows_of(batch: list[int]) -> NDArray[np.uint8]:
+            ids = self._pack([passages[i] for i in batch])
+            hidden = self.network.run_lower(ids, [lengths[i] for i in batch])
+            return to_rows(hidden, self.network.binarizer, self.scale)
+
+        return encode_by_length(lengths, rows_of)
 
     @torch.inference_mode()
     def embed(self, passages: Sequence[Sequence[int]]) -> list[Restored]:
