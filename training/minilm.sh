@@ -3,8 +3,8 @@
 #
 #   training/minilm.sh DATA CORPUS RUNS [EVAL...]
 #
-# DATA: folder of the training files (docs/training.md); CORPUS: passages, jsonl.gz, for the cloze questions
-# that step 1 begins with; EVAL: question files whose passages are kept out of those.
+# DATA: folder of the training files; CORPUS: passages, jsonl.gz, for the cloze questions that step 1 begins with;
+# RUNS/minilm becomes the reader; EVAL: question files whose passages are kept out of the cloze questions.
 #
 # The environment keeps freed memory in the process and asks for huge pages: a fifth faster on a CPU.
 set -euo pipefail
@@ -13,13 +13,18 @@ shift 3
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 mkdir -p "$runs"
-[ -f "$runs/cloze.jsonl.gz" ] || python -m btr.train.cloze "$corpus" "$runs/cloze.jsonl.gz" --exclude "$@"
+cloze=$runs/cloze.jsonl.gz
+[ -f "$cloze" ] || python -m btr.train.cloze "$corpus" "$cloze" --exclude "$@"
 
-step() { python -m btr.train.extractive --data "$data" "$runs" --negative-share 0.12 --lr 1.5e-4 "$@"; }
+btr train --stage reader -o "$runs/cloze" --from minilm-encoder --data "$cloze" --epochs 1 --lr 1.5e-4
 
-step --stage reader --output "$runs/cloze" --mix cloze:1 --epochs 1
-step --stage reader --output "$runs/plain" --epochs 3 --start "$runs/cloze/checkpoint"
-step --stage decompose --output "$runs/decomposed" --epochs 3 --plain "$runs/plain/checkpoint" \
-    --lower 4 --joint 3 --answer-weight 1 --state-weight 0.2
-step --stage binarize --output "$runs/btr" --epochs 2 --plain "$runs/plain/checkpoint" \
-    --decomposed "$runs/decomposed/checkpoint" --answer-weight 1 --recovery-weight 0.1
+step() {
+    btr train -o "$runs/minilm" --lr 1.5e-4 --score-on squad --score-on nq_bm25 \
+        --data "$data/squad.jsonl.gz" --data "$data/nq_bm25.jsonl.gz" --data "$data/triviaqa_bm25.jsonl.gz" \
+        --data "$data/webquestions_bm25.jsonl.gz" "$@"
+}
+step --stage reader --from "$runs/cloze/plain" --epochs 3 --data "$data/qamr.jsonl.gz=0.45"
+step --stage decompose --layout 4+3 --epochs 3 --data "$data/qamr.jsonl.gz=0.35" --data "$cloze=0.1" \
+    --answer-weight 1 --state-weight 0.2
+step --stage binarize --epochs 1 --data "$data/qamr.jsonl.gz=0.35" --data "$cloze=0.1" \
+    --answer-weight 1 --state-weight 0 --recovery-weight 0.1

@@ -14,83 +14,105 @@ from btr.errors import InputError, UsageError
 from btr.readers.bert import BertReader
 from btr.readers.bert_network import SplitBert
 from btr.train.extractive import (
-    StepSettings,
     run_network,
     start_binarized,
     start_decomposed,
-    train_stage,
+    train_extractive,
 )
+from btr.train.loop import LoopSettings
+from btr.train.sources import Source
 from btr.train.span_examples import SpanData, SpanExample, collate
+from btr.train.span_sources import SpanDataSettings
+from btr.train.stage import Places, StageSettings
 from tiny_readers import tiny_model
 
 TEXT = "The first bridge number {n} was built by king Harald over the wide lake."
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory) -> SpanDataSettings:
     folder = tmp_path_factory.mktemp("data")
-    for name in ("squad", "nq_bm25"):
+    for name in ("gold", "retrieved"):
         with gzip.open(folder / f"{name}.jsonl.gz", "wt") as out:
             for n in range(60):
-                text = TEXT.format(n=n) if name == "squad" else "In the north: " + TEXT.format(n=n)
+                text = TEXT.format(n=n) if name == "gold" else "In the north: " + TEXT.format(n=n)
                 context = {"id": f"{name}{n}", "title": "Bridge", "text": text}
                 other = {"id": f"x{n}", "title": "Lake", "text": f"Lake {n} is salt."}
-                marked = [context] if name == "squad" else [
-                    context | {"hasanswer": True}, other | {"hasanswer": False}
-                ]  # fmt: skip
+                passages = [context] if name == "gold" else [other, context]
                 record = {"question": f"who built bridge {n}?", "answers": ["King Harald"]}
-                out.write(json.dumps(record | {"ctxs": marked}) + "\n")
-    return folder
+                out.write(json.dumps(record | {"ctxs": passages}) + "\n")
+    files = (Source(folder / "gold.jsonl.gz"), Source(folder / "retrieved.jsonl.gz", 0.5))
+    return SpanDataSettings(files, dev_share=0.3, score_on=("gold",))
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer) -> str:
+def base(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("base")
     tiny_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
+    return folder
 
 
-SETTINGS = {"mix": "squad:1,nq_bm25:1", "epochs": 1, "token_budget": 600, "dev_share": 0.3}
+LOOP = LoopSettings(epochs=1, lr=1.5e-4)
+
+
+def settings(stage: str, **weights: float) -> StageSettings:
+    return StageSettings(stage, LOOP, token_budget=600, **weights)
+
+
+def places(folder: Path, mode: str, start: Path, plain: Path | None = None) -> Places:
+    return Places(start, folder / mode, folder / "training" / mode, plain)
 
 
 def test_three_steps_give_three_readers(tmp_path, data, base):
-    common = {"data_folders": [data], "base": base}
-    figures = train_stage(
-        StepSettings(stage="reader", **SETTINGS), output=tmp_path / "plain", **common
-    )
-    assert 0 <= figures["squad_f1"] <= 100
-    plain = tmp_path / "plain" / "checkpoint"
-    train_stage(
-        StepSettings(stage="decompose", lower=3, joint=2, answer_weight=1.0, state_weight=0.2,
-                     **SETTINGS),
-        output=tmp_path / "decomposed", plain=plain, **common,
+    figures = train_extractive(settings("reader"), data, places(tmp_path, "plain", base))
+    assert 0 <= figures["gold_f1"] <= 100
+    assert figures["score"] == pytest.approx(figures["gold_f1"], abs=0.01)
+    plain = tmp_path / "plain"
+    train_extractive(
+        settings("decompose", answer_weight=1.0, state_weight=0.2), data,
+        places(tmp_path, "decomposed", plain, plain), layout=(3, 2),
     )  # fmt: skip
-    decomposed = tmp_path / "decomposed" / "checkpoint"
-    train_stage(
-        StepSettings(stage="binarize", answer_weight=1.0, recovery_weight=0.1, **SETTINGS),
-        output=tmp_path / "btr", plain=plain, decomposed=decomposed, **common,
+    train_extractive(
+        settings("binarize", answer_weight=1.0, recovery_weight=0.1), data,
+        places(tmp_path, "btr", tmp_path / "decomposed", plain),
     )  # fmt: skip
     passage = Passage("p", TEXT.format(n=1), "Bridge")
     for mode, split, depth in (("plain", 0, 4), ("decomposed", 3, 5), ("btr", 3, 5)):
-        reader = BertReader.from_pretrained(tmp_path / mode / "checkpoint")
+        reader = BertReader.from_pretrained(tmp_path / mode)
         assert reader.mode == mode
         assert reader.split_layer == split
         assert len(reader.network.lower) + len(reader.network.joint) == depth
         assert reader.read("who built it?", [passage]).answers
-        log = (tmp_path / mode / "log.jsonl").read_text().splitlines()
+        log = (tmp_path / "training" / mode / "log.jsonl").read_text().splitlines()
         losses = json.loads(log[0])
-        wanted = {"plain": {"span"}, "decomposed": {"span", "answer", "state"},
-                  "btr": {"span", "answer", "recovery"}}  # fmt: skip
+        wanted = {"plain": {"task"}, "decomposed": {"task", "answer", "state"},
+                  "btr": {"task", "answer", "recovery"}}  # fmt: skip
         assert wanted[mode] <= losses.keys()
 
 
+def test_word_embeddings_are_trained_unless_everybody_has_them(tmp_path, data, base):
+    train_extractive(settings("reader"), data, places(tmp_path, "plain", base))
+    name = "bert.embeddings.word_embeddings.weight"
+    trained = BertReader.from_pretrained(tmp_path / "plain").network.model.get_parameter(name)
+    before = BertReader.from_pretrained(base).network.model.get_parameter(name)
+    assert not torch.equal(trained, before)
+
+
 def test_missing_pieces_are_named(tmp_path, data, base):
-    common = {"data_folders": [data], "base": base, "output": tmp_path / "out"}
+    here = places(tmp_path, "out", base)
     with pytest.raises(UsageError, match="give --plain"):
-        train_stage(StepSettings(stage="decompose", **SETTINGS), **common)
-    with pytest.raises(InputError, match=r"no training file cloze\.jsonl\.gz"):
-        train_stage(StepSettings(mix="cloze:1"), **common)
+        train_extractive(settings("decompose"), data, here, layout=(2, 2))
+    with pytest.raises(UsageError, match="give --layout"):
+        train_extractive(settings("decompose"), data, places(tmp_path, "out", base, base))
+    with pytest.raises(UsageError, match="step binarize needs a decomposed checkpoint"):
+        train_extractive(settings("binarize"), data, places(tmp_path, "out", base, base))
+    missing = SpanDataSettings((Source(tmp_path / "no.jsonl"),))
+    with pytest.raises(InputError, match=r"no\.jsonl"):
+        train_extractive(settings("reader"), missing, here)
+    elsewhere = SpanDataSettings(data.sources, dev_share=0.3, score_on=("squad",))
+    with pytest.raises(UsageError, match="no dev questions to score on: squad"):
+        train_extractive(settings("reader"), elsewhere, here)
 
 
 def batch_of(tokens: int = 9) -> tuple[SpanData, list[SpanExample]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from btr.errors import IncompatibleError
+from btr.errors import IncompatibleError, InputError
 from btr.train.loop import Loop, LoopSettings
 from btr.train.optimizer import MasterAdamW
 
@@ -25,18 +27,23 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
     steps = {"n": 0}
     kept: list[float] = []
 
-    def loss(batch: int) -> dict[str, torch.Tensor]:
-        if steps["n"] == die_at:
-            raise KilledError
-        steps["n"] += 1
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(batch))
-        y = network(x.bfloat16()).float()
-        return {"mse": (y - x.sum(1, keepdim=True)).square().mean()}
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, batch: int) -> dict[str, torch.Tensor]:
+            if steps["n"] == die_at:
+                raise KilledError
+            steps["n"] += 1
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(batch))
+            y = self.network(x.bfloat16()).float()
+            return {"mse": (y - x.sum(1, keepdim=True)).square().mean()}
 
     loop: Loop[int] = Loop(
         settings,
         plan=lambda epoch: [100 * epoch + i for i in range(7)],
-        loss=loss,
+        loss=Loss(),
         make_optimizer=lambda total: MasterAdamW(
             network.named_parameters(), lr=settings.lr, weight_decay=0.01, warmup=2, total=total
         ),
@@ -51,7 +58,7 @@ def weights(network: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in network.parameters()]
 
 
-@pytest.mark.parametrize("die_at", [1, 6, 7, 13, 20])
+@pytest.mark.parametrize("die_at", range(1, 21))
 def test_killed_and_resumed_equals_not_killed(tmp_path: Path, die_at: int):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
@@ -87,11 +94,52 @@ def test_other_settings_do_not_resume(tmp_path: Path):
         loop.run()
 
 
-def test_losses_that_are_not_finite_stop_the_run_and_change_nothing(tmp_path: Path):
+class Broken(nn.Module):
+    """A loss that is not finite, or whose gradient is not."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, batch: int) -> dict[str, torch.Tensor]:
+        y = self.network(torch.zeros(1, 4).bfloat16()).float()
+        return {"mse": (y * 0).sqrt().sum() if self.factor == 0 else y.sum() * self.factor}
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 0.0])
+def test_losses_that_are_not_finite_stop_the_run_and_change_nothing(tmp_path: Path, factor: float):
     loop, network, _ = build(tmp_path)
     before = weights(network)
-    loop.loss = lambda batch: {"mse": network(torch.zeros(1, 4).bfloat16()).sum() * torch.nan}
-    with pytest.raises(FloatingPointError, match="5 times up to step 4"):
+    loop.prepared = Broken(network, factor)
+    with pytest.raises(InputError, match="not finite: 5 times up to step 4"):
         loop.run()
     for a, b in zip(before, weights(network), strict=True):
         assert torch.equal(a, b)
+
+
+def test_accumulated_batches_make_one_step(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    loop, _, steps = build(tmp_path / "a", settings=replace(SETTINGS, accumulate=3))
+    assert loop.total == 9
+    loop.run()
+    assert steps["n"] == 21
+
+
+def test_it_stops_after_its_steps_or_when_dev_no_longer_gets_better(tmp_path: Path):
+    for name in ("steps", "patience"):
+        (tmp_path / name).mkdir()
+    settings = replace(SETTINGS, steps=10, evaluate_every=4)
+    loop, _, steps = build(tmp_path / "steps", settings=settings)
+    loop.run()
+    assert steps["n"] == 10
+    looks = [line for line in lines(tmp_path / "steps") if "dev" in line]
+    assert [line["step"] for line in looks] == [4, 8, 10]
+    settings = replace(SETTINGS, patience=1)
+    loop, _, steps = build(tmp_path / "patience", settings=settings)
+    loop.evaluate = lambda: {"score": -float(steps["n"])}
+    assert loop.run() == {"score": -7.0}
+    assert steps["n"] == 14
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

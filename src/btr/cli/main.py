@@ -23,6 +23,7 @@ from btr.cli.info import info
 from btr.cli.interrupts import Interrupted, listen
 from btr.cli.models import models
 from btr.cli.output import write_json
+from btr.cli.train import train
 from btr.cli.verify import verify
 from btr.errors import BtrError, ResourceError, UsageError
 from btr.files import explain
@@ -53,6 +54,7 @@ app.command()(index)
 app.command()(ask)
 app.command()(info)
 app.command()(verify)
+app.command()(train)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(models)

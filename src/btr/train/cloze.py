@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from btr.data.lines import read_numbered_records
 from btr.data.sentences import sentence_ends
-from btr.train.span_examples import read_jsonl
 
 _NAME = re.compile(
     r"\b(?:[A-Z][\w'\u2019-]+(?:\s+(?:(?:of|the|de|la|von|van)\s+)?[A-Z][\w'\u2019-]+){0,4}"
@@ -115,9 +115,11 @@ def main() -> None:
     given = parser.parse_args()
     excluded: set[str] = set()
     for path in given.exclude:
-        for record in read_jsonl(path):
+        for _, record in read_numbered_records(path):
             excluded |= {c["id"] for c in record["ctxs"]}
-    articles = group_articles(read_jsonl(given.corpus), excluded)
+    articles = group_articles(
+        (record for _, record in read_numbered_records(given.corpus)), excluded
+    )
     count = 0
     with gzip.open(given.output, "wt", encoding="utf-8") as out:
         for record in cloze_questions(articles):

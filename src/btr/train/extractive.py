@@ -1,25 +1,15 @@
-"""The three training steps of an extractive reader (method, section 4).
-
-1. ``reader``: the ordinary reader; span loss.
-2. ``decompose``: split at ``lower`` layers with ``joint`` further ones, started from step 1 and
-   distilled from it.
-3. ``binarize``: the same with the binarizer, started from step 2; span loss and recovery loss.
-
-Run as ``python -m btr.train.extractive --help``.
-"""
+"""The three training steps of an extractive reader (method, section 4)."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
@@ -27,48 +17,21 @@ from transformers.models.bert.modeling_bert import BertLayer
 from btr.binarize import PostNormBinarizer, straight_through_sign
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
-from btr.models import PACKAGED, resolve
-from btr.readers.base import Mode
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
 from btr.readers.bert_network import JointStates, SplitBert, bert_layers
 from btr.readers.bert_text import load_tokenizer
+from btr.readers.checkpoint import quiet_transformers, read_config
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
-from btr.train.dropout import make_pool, use_pooled_dropout
-from btr.train.loop import Loop, LoopSettings
-from btr.train.optimizer import MasterAdamW
-from btr.train.span_examples import (
-    SpanBatch,
-    SpanData,
-    SpanExample,
-    collate,
-    epoch_batches,
-)
-from btr.train.span_sources import DataSettings, DevSet, load_dev, load_train
-
-MODE_OF: dict[str, Mode] = {"reader": "plain", "decompose": "decomposed", "binarize": "btr"}
-
+from btr.train.sources import Rejects
+from btr.train.span_examples import SpanBatch, SpanData, SpanExample, collate, epoch_batches
+from btr.train.span_sources import DevSet, SpanDataSettings, load_span_data
+from btr.train.stage import MODE_OF, Places, StageLoss, StageSettings, run_stage
 
 DEV_QUESTIONS = 800
-"""Most dev questions of a source: F1 within 1.7 points, in ten seconds."""
+"""Most dev questions of a file: F1 within 1.7 points, in ten seconds."""
 
-
-@dataclass(frozen=True)
-class StepSettings(DataSettings):
-    """What one training step does; 0 switches a loss off."""
-
-    stage: str = "reader"
-    lower: int = 0
-    joint: int = 0
-    epochs: int = 3
-    lr: float = 1.5e-4
-    token_budget: int = 6000
-    negative_share: float = 0.2
-    state_weight: float = 0.0
-    answer_weight: float = 0.0
-    recovery_weight: float = 0.0
-    distil_share: float = 0.5
-    dropout: float = 0.1
+EMBEDDINGS = "model.bert.embeddings.word_embeddings.weight"
 
 
 def device_of(network: SplitBert) -> torch.device:
@@ -96,30 +59,39 @@ def run_network(
     return logits[..., 0], logits[..., 1], full, state, restored
 
 
-class StageLoss:
-    """The loss of one stage over one batch of examples."""
+class SpanLoss(StageLoss):
+    """The loss of one stage over a batch of examples.
+
+    Args:
+        network: Is trained.
+        data: What examples refer to.
+        settings: Weights of the losses.
+        teacher: The plain reader.
+    """
+
+    network: SplitBert
 
     def __init__(
         self,
         network: SplitBert,
         data: SpanData,
-        settings: StepSettings,
-        teacher: SplitBert | None,
-        recovery: nn.Linear | None,
+        settings: StageSettings,
+        teacher: SplitBert | None = None,
     ) -> None:
-        self.network, self.data, self.settings = network, data, settings
-        self.teacher, self.recovery = teacher, recovery
+        super().__init__(network, settings, teacher, network.model.config.hidden_size)
+        self.data = data
+        self.teach = partial(run_network, teacher) if teacher is not None else None
 
-    def __call__(self, examples: list[SpanExample]) -> dict[str, Tensor]:
-        """Named, weighted parts of the loss on a batch of examples."""
+    def forward(self, examples: list[SpanExample]) -> dict[str, Tensor]:
+        """Named, weighted parts of the loss."""
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
         start, end, mask, state, _restored = run_network(self.network, batch, student)
-        parts = {"span": losses.span_nll(start, end, mask, batch.spans)}
-        if self.teacher is not None and (settings.state_weight or settings.answer_weight):
+        parts = {"task": losses.span_nll(start, end, mask, batch.spans)}
+        if self.teach is not None and settings.distils:
             seen = JointStates()
             with torch.no_grad():
-                t_start, t_end, _, _, _ = run_network(self.teacher, batch, seen)
+                t_start, t_end, _, _, _ = self.teach(batch, seen)
             if settings.answer_weight:
                 parts["answer"] = (
                     losses.answer_divergence(start, t_start, mask)
@@ -136,9 +108,9 @@ class StageLoss:
         return parts
 
     def _state_loss(self, student: JointStates, teacher: JointStates, batch: SpanBatch) -> Tensor:
-        length, depth = batch.query_ids.shape[1], len(student.hidden)
+        length = batch.query_ids.shape[1]
         mask = batch.passage_mask[batch.passage_of]
-        depth = min(depth, len(teacher.hidden))
+        depth = min(len(student.hidden), len(teacher.hidden))
         tokens = losses.query_aware_tokens(
             teacher.probabilities[-depth:], batch.query_mask, mask, self.settings.distil_share
         )
@@ -150,13 +122,11 @@ class StageLoss:
 
 
 @torch.no_grad()
-def evaluate_dev(network: SplitBert, dev: DevSet) -> dict[str, float]:
-    """F1 and EM in percent of the best span on held-out questions; ``score`` is what to keep by.
-
-    ``score`` weighs squad and nq F1 equally: they are the two evaluations that matter.
-    """
+def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) -> dict[str, float]:
+    """F1 and EM in percent of the best span on held-out questions; ``score`` is what to keep by."""
     network.eval()
     figures: dict[str, float] = {}
+    f1s: dict[str, float] = {}
     for name, questions in dev.questions.items():
         em: list[float] = []
         f1: list[float] = []
@@ -176,17 +146,39 @@ def evaluate_dev(network: SplitBert, dev: DevSet) -> dict[str, float]:
                 answer = row.text[row.offsets[a][0] : row.offsets[b][1]]
                 em.append(exact_match(answer, row.answers))
                 f1.append(f1_score(answer, row.answers))
+        f1s[name] = 100 * float(np.mean(f1))
         figures[f"{name}_em"] = round(100 * float(np.mean(em)), 2)
-        figures[f"{name}_f1"] = round(100 * float(np.mean(f1)), 2)
+        figures[f"{name}_f1"] = round(f1s[name], 2)
     network.train()
-    figures["score"] = round(sum(figures[f"{name}_f1"] for name in dev.questions) / 2, 3)
-    return figures
+    return figures | {"score": settings.score(f1s)}
 
 
-def start_reader(base: str, query_budget: int) -> SplitBert:
-    """Step 1 starts from a pretrained BERT, with a new span head."""
-    model = BertForQuestionAnswering.from_pretrained(resolve(base))
+def start_reader(folder: Path, query_budget: int) -> SplitBert:
+    """Step 1 starts from a pretrained BERT with a new span head, or from an extractive reader.
+
+    Raises:
+        UsageError: The checkpoint is a split reader.
+    """
+    if "btr" in read_config(folder):
+        return _of_mode(folder, "plain", "reader")
+    with quiet_transformers():
+        model = BertForQuestionAnswering.from_pretrained(folder)
     return SplitBert(model, 0, query_budget)
+
+
+def _of_mode(folder: Path, mode: str, stage: str) -> SplitBert:
+    """The network of a checkpoint that has to be of a mode."""
+    network, _, config = load_network(folder)
+    if config.mode != mode:
+        raise UsageError(f"step {stage} needs a {mode} checkpoint", where=str(folder),
+                         found=config.mode)  # fmt: skip
+    return network
+
+
+def saved_embeddings(folder: Path) -> str:
+    """The packaged model whose word embeddings a checkpoint has, or ""."""
+    section = read_config(folder).get("btr")
+    return str(section.get("word_embeddings", "")) if isinstance(section, dict) else ""
 
 
 def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
@@ -237,129 +229,80 @@ def start_binarized(decomposed: SplitBert, data: SpanData) -> SplitBert:
     return network
 
 
-def train_stage(
-    settings: StepSettings,
+def train_extractive(
+    settings: StageSettings,
+    data_settings: SpanDataSettings,
+    places: Places,
     *,
-    data_folders: Sequence[Path],
-    output: Path,
-    base: str,
-    start: Path | None = None,
-    plain: Path | None = None,
-    decomposed: Path | None = None,
+    layout: tuple[int, int] | None = None,
+    word_embeddings: str = "",
+    accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
-    """Run one step and write its best checkpoint to ``output/checkpoint``.
+    """Run one step and write its best checkpoint.
+
+    Args:
+        settings: The step.
+        data_settings: What it learns from.
+        places: Where it starts from and where it writes.
+        layout: Layers below the cut and joint layers, for step 2.
+        word_embeddings: Name of a packaged model that the start has its word embeddings from. As
+            every user has them anyway, they are neither trained nor saved again.
+        accelerator: Devices, processes and trackers.
 
     Returns:
         The best dev figures.
+
+    Raises:
+        UsageError: The checkpoints given are not those that the step needs.
+        InputError: The data is bad or empty.
     """
-    torch.manual_seed(settings.seed)
+    accelerator = accelerator or Accelerator()
+    torch.manual_seed(settings.loop.seed)
+    stage = settings.stage
     query_budget = BertReaderConfig.query_budget
-    tokenizer = load_tokenizer(Path(resolve(base)))
-    data = load_train(data_folders, tokenizer, settings, query_budget)
-    dev = load_dev(data_folders, tokenizer, settings, query_budget)
-    print(f"{len(data.examples)} examples, {len(data.passages)} passages", flush=True)
-    teacher = recovery = None
-    if settings.stage == "reader":
-        network = load_network(start)[0] if start else start_reader(base, query_budget)
-    elif plain is None:
-        raise UsageError(f"step {settings.stage} needs the plain reader", todo="give --plain")
-    elif settings.stage == "decompose":
-        teacher = load_network(plain)[0]
-        network = start_decomposed(teacher, settings.lower, settings.joint)
-    elif decomposed is None:
-        raise UsageError("step binarize starts from step decompose", todo="give --decomposed")
+    folder, plain = places.start, places.plain
+    if stage != "reader" and plain is None:
+        raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
+    embeddings = word_embeddings or saved_embeddings(folder)
+    tokenizer = load_tokenizer(folder)
+    rejects = Rejects()
+    data, dev = load_span_data(data_settings, tokenizer, query_budget, rejects)
+    if accelerator.is_main_process:
+        print(f"{len(data.examples)} examples, {len(data.passages)} passages; {rejects}",
+              flush=True)  # fmt: skip
+    teacher = None if plain is None else _of_mode(plain, "plain", stage)
+    if stage == "reader":
+        network = start_reader(folder, query_budget)
+    elif stage == "decompose":
+        if layout is None:
+            raise UsageError("step decompose needs a layout", expected="LOWER+JOINT",
+                             todo="give --layout, as 4+3")  # fmt: skip
+        network = start_decomposed(_of_mode(folder, "plain", stage), *layout)
     else:
-        network = start_binarized(load_network(decomposed)[0], data)
-        teacher = load_network(plain)[0]
-        if settings.recovery_weight:
-            width = network.model.config.hidden_size
-            recovery = nn.Linear(width, width)
-            nn.init.eye_(recovery.weight)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device).bfloat16().train().requires_grad_(True)
-    network.model.bert.embeddings.word_embeddings.requires_grad_(False)
-    use_pooled_dropout(network, make_pool(settings.dropout, settings.seed, torch.bfloat16, device))
-    if teacher is not None:
-        teacher.to(device).bfloat16().eval().requires_grad_(False)
-    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-    if recovery is not None:
-        recovery.to(device).bfloat16()
-        named += [(f"recovery.{n}", p) for n, p in recovery.named_parameters()]
-    # A packaged base is there wherever btr is; a folder of the user's may move.
+        network = start_binarized(_of_mode(folder, "decomposed", stage), data)
+    network.requires_grad_(True)
+    network.get_parameter(EMBEDDINGS).requires_grad_(not embeddings)
     config = BertReaderConfig.fitting(
-        network.model.config,
-        MODE_OF[settings.stage],
-        network.split_layer,
-        word_embeddings=base if base in PACKAGED else "",
+        network.model.config, MODE_OF[stage], network.split_layer, word_embeddings=embeddings
     )
-    loop_settings = LoopSettings(settings.epochs, settings.lr, seed=settings.seed)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
-    def make_optimizer(total: int) -> MasterAdamW:
-        return MasterAdamW(
-            named,
-            lr=loop_settings.lr,
-            weight_decay=loop_settings.weight_decay,
-            warmup=loop_settings.warmup,
-            total=total,
-        )
+    def save(to: Path, exact: nn.Module) -> None:
+        assert isinstance(exact, SplitBert)  # noqa: S101 -- for the type checker
+        save_checkpoint(to, exact, tokenizer, config)
 
-    def keep() -> None:
-        # The masters, not their 16-bit shadows: half of the precision would be lost otherwise.
-        exact = copy.deepcopy(network).cpu().float()
-        exact.load_state_dict(
-            {**exact.state_dict(), **{n: m.cpu() for n, m in loop.optimizer.masters.items()
-                                      if not n.startswith("recovery.")}}
-        )  # fmt: skip
-        save_checkpoint(output / "checkpoint", exact, tokenizer, config)
-
-    loop = Loop(
-        loop_settings,
+    return run_stage(
+        SpanLoss(network, data, settings, teacher),
+        settings=settings,
         plan=lambda epoch: epoch_batches(
             data,
-            seed=settings.seed,
+            seed=settings.loop.seed,
             epoch=epoch,
             token_budget=settings.token_budget,
-            negative_share=settings.negative_share,
+            negative_share=data_settings.negative_share,
         ),
-        loss=StageLoss(network, data, settings, teacher, recovery),
-        make_optimizer=make_optimizer,
-        evaluate=partial(evaluate_dev, network, dev),
-        keep=keep,
-        folder=output,
+        evaluate=partial(evaluate_dev, network, dev, data_settings),
+        save=save,
+        places=places,
+        recorded={"data": asdict(data_settings)},
+        accelerator=accelerator,
     )
-    return loop.run()
-
-
-def main() -> None:
-    """Command line of one training step."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--stage", required=True, choices=["reader", "decompose", "binarize"])
-    parser.add_argument("--data", type=Path, nargs="+", required=True,
-                        help="folders with the training files")  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--base", default="minilm-encoder")
-    parser.add_argument("--start", type=Path, help="checkpoint to begin step 1 with, for --base")
-    parser.add_argument("--plain", type=Path, help="checkpoint of step 1 (start and teacher)")
-    parser.add_argument("--decomposed", type=Path, help="checkpoint of step 2")
-    defaults = StepSettings()
-    for name, value in asdict(defaults).items():
-        if name != "stage":
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    given = vars(parser.parse_args())
-    settings = replace(defaults, **{k: given[k] for k in asdict(defaults)})
-    best = train_stage(
-        settings,
-        data_folders=given["data"],
-        output=given["output"],
-        base=given["base"],
-        start=given["start"],
-        plain=given["plain"],
-        decomposed=given["decomposed"],
-    )
-    print(json.dumps(best))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,38 +1,65 @@
-"""The training loop: batches, steps, a state on disk that is whole or absent, exact resume.
+"""The training loop: steps on one process or many, a state on disk that is whole or absent.
 
-The state folder holds ``state.safetensors`` (masters and moments) and ``state.json`` (the step and
-the settings). It is written beside the last one and renamed over it, so a kill at any moment leaves
-a complete one. Batches are a function of (seed, epoch), so a resumed run sees what it would have
-seen.
+Devices and processes are accelerate's: ``torchrun`` or ``accelerate launch`` starts one process a
+GPU, each takes its share of every step's batches, and gradients are averaged. The state is not
+accelerate's, which pickles: ``state.safetensors`` holds masters and moments, ``state.json`` the
+step and the settings. It is written beside the last one and renamed over it, so a kill at any
+moment leaves a complete one. Batches are a function of (seed, epoch) and randomness one of (seed,
+step, process), so a resumed run repeats what it would have done, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from btr.errors import IncompatibleError
+from btr.errors import IncompatibleError, InputError
 from btr.files import replaced_folder
 from btr.train.optimizer import MasterAdamW
 
 Batch = TypeVar("Batch")
 LossParts = dict[str, Tensor]
 
+REPORT_STEPS = 100
+"""Steps between two lines of the log."""
+
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast; a state goes to disk every ``state_minutes`` and after every epoch."""
+    """How long, how fast, and when to look and to save.
+
+    Attributes:
+        epochs: Passes over the data; with ``steps``, at most.
+        lr: Peak learning rate.
+        steps: Steps in all; 0 for whole epochs.
+        accumulate: Batches of every process that make one step.
+        evaluate_every: Steps between two looks at dev; 0 for one after every epoch.
+        patience: Looks without a better score after which to stop; 0 for never.
+        weight_decay: Of matrices.
+        warmup: Steps of linear warm-up.
+        seed: Of batches and dropout.
+        state_minutes: Between two states on disk; there is also one after every look at dev.
+        max_bad_steps: Steps in a row without a finite loss after which the run ends.
+    """
 
     epochs: int
     lr: float
+    steps: int = 0
+    accumulate: int = 1
+    evaluate_every: int = 0
+    patience: int = 0
     weight_decay: float = 0.01
     warmup: int = 200
     seed: int = 1
@@ -76,12 +103,14 @@ class Loop(Generic[Batch]):
 
     Args:
         settings: Length and rates.
-        plan: Epoch number to its batches, deterministic.
-        loss: A batch to named loss parts, each already weighted; their sum is minimised.
+        plan: Epoch number to its batches, deterministic and the same in every process.
+        loss: A batch to named loss parts, each already weighted; their sum is minimised. It holds
+            all that is trained, so that several processes can share it.
         make_optimizer: Given the number of steps, the optimizer.
-        evaluate: Called after every epoch; returns figures to log, of which ``score`` counts.
-        keep: Called when ``score`` is the best so far.
+        evaluate: Called in the first process; returns figures to log, of which ``score`` counts.
+        keep: Called in the first process when ``score`` is the best so far.
         folder: Where the state and ``log.jsonl`` live.
+        accelerator: Devices, processes and trackers; made if not given.
     """
 
     def __init__(
@@ -89,84 +118,132 @@ class Loop(Generic[Batch]):
         settings: LoopSettings,
         *,
         plan: Callable[[int], Sequence[Batch]],
-        loss: Callable[[Batch], LossParts],
+        loss: nn.Module,
         make_optimizer: Callable[[int], MasterAdamW],
         evaluate: Callable[[], dict[str, float]],
         keep: Callable[[], None],
         folder: Path,
+        accelerator: Accelerator | None = None,
     ) -> None:
-        self.settings, self.plan, self.loss = settings, plan, loss
-        self.evaluate, self.keep, self.folder = evaluate, keep, folder
+        self.settings, self.evaluate, self.keep, self.folder = settings, evaluate, keep, folder
+        self.accelerator = accelerator or Accelerator()
         self.plans = [list(plan(e)) for e in range(settings.epochs)]
-        self.total = sum(len(p) for p in self.plans)
+        share = settings.accumulate * self.accelerator.num_processes
+        self.total = sum(math.ceil(len(p) / share) for p in self.plans)
+        if settings.steps:
+            self.total = min(self.total, settings.steps)
+        self.loss = loss
+        self.prepared = self.accelerator.prepare_model(loss)
         self.optimizer = make_optimizer(self.total)
 
-    def _steps(self) -> Iterator[tuple[int, Batch, bool]]:
+    def _steps(self) -> Iterator[tuple[int, list[Batch], bool]]:
+        """Step numbers, this process's batches, and whether dev is to be looked at after them."""
+        here, apart = self.accelerator.process_index, self.accelerator.num_processes
+        share, every = self.settings.accumulate * apart, self.settings.evaluate_every
         step = 0
         for batches in self.plans:
-            for i, batch in enumerate(batches):
-                yield step, batch, i + 1 == len(batches)
+            for first in range(0, len(batches), share):
+                if step == self.total:
+                    return
+                group = batches[first : first + share]
+                if apart > 1 and len(group) < share:
+                    # Every process must have its batches: the epoch's first ones fill up.
+                    group += (batches * share)[: share - len(group)]
+                ended = first + share >= len(batches)
+                look = (step + 1) % every == 0 if every else ended
+                yield step, group[here::apart], look or step + 1 == self.total
                 step += 1
 
     def run(self) -> dict[str, float]:
         """Train to the end (or from the last state to the end); returns the best figures.
 
         Raises:
-            FloatingPointError: ``max_bad_steps`` steps in a row had no finite loss or gradient.
+            InputError: ``max_bad_steps`` steps in a row had no finite loss or gradient.
             IncompatibleError: The folder holds the state of a run with other settings.
         """
-        settings = asdict(self.settings)
+        processes = self.accelerator.num_processes
+        settings: dict[str, object] = asdict(self.settings) | {"processes": processes}
         record = load_state(self.folder / "state", self.optimizer, settings)
         done = int(str(record.get("step", 0)))
         best: dict[str, float] = record.get("best", {})  # type: ignore[assignment]
+        stale = int(str(record.get("stale", 0)))
         started = saved = time.monotonic()
         sums: dict[str, float] = {}
         counted = bad = 0
-        for step, batch, epoch_ends in self._steps():
+        for step, batches, look in self._steps():
             if step < done:
                 continue
-            parts = self._step(step, batch)
+            if self.settings.patience and stale >= self.settings.patience:
+                break
+            parts = self._step(step, batches)
             bad = 0 if parts else bad + 1
             if bad >= self.settings.max_bad_steps:
-                raise FloatingPointError(
-                    f"no finite loss or gradient, {bad} times up to step {step}"
-                )
+                raise InputError("the loss or its gradient is not finite",
+                                 where=f"{bad} times up to step {step}",
+                                 todo="lower --lr, or look for broken texts in the data; the last "
+                                 f"good state is in {self.folder / 'state'}")  # fmt: skip
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part
             counted += 1
-            if counted == 100 or epoch_ends:
+            if counted == REPORT_STEPS or look:
                 left = (self.total - step - 1) * (time.monotonic() - started) / (step + 1 - done)
                 losses = {name: round(x / counted, 4) for name, x in sums.items()}
-                self._log({"step": step + 1, "of": self.total, **losses, "eta_min": left / 60})
+                self._log(step, losses, {"of": self.total, "eta_min": round(left / 60, 1)})
                 sums, counted = {}, 0
-            if epoch_ends:
-                figures = self.evaluate()
-                self._log({"step": step + 1, "dev": figures})
-                if not best or figures["score"] >= best["score"]:
+            if look:
+                figures = self._look()
+                self._log(step, {f"dev.{n}": x for n, x in figures.items()}, {"dev": figures})
+                if better := not best or figures["score"] >= best["score"]:
                     best = figures
-                    self.keep()
-            if epoch_ends or time.monotonic() - saved > 60 * self.settings.state_minutes:
-                state = {"step": step + 1, "best": best, "settings": settings}
-                save_state(self.folder / "state", self.optimizer, state)
+                    if self.accelerator.is_main_process:
+                        self.keep()
+                stale = 0 if better else stale + 1
+            if look or time.monotonic() - saved > 60 * self.settings.state_minutes:
+                state = {"step": step + 1, "best": best, "stale": stale, "settings": settings}
+                if self.accelerator.is_main_process:
+                    save_state(self.folder / "state", self.optimizer, state)
                 saved = time.monotonic()
+        self.accelerator.end_training()
         return best
 
-    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+    def _step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step; its loss parts, or {} where it was not finite and was left out."""
-        # Dropout of a step depends on the step alone, so a resumed run repeats it.
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)
-        parts = self.loss(batch)
-        total = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(total.detach()):
+        # Dropout of a step depends on the step and the process, so a resumed run repeats it.
+        torch.manual_seed((self.settings.seed * 1_000_003 + step) * 1_009
+                          + self.accelerator.process_index)  # fmt: skip
+        sums: dict[str, float] = {}
+        for i, batch in enumerate(batches):
+            last = i + 1 == len(batches)
+            # Gradients of several processes are averaged once, with the last batch.
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                parts: LossParts = self.prepared(batch)
+                total = torch.stack(list(parts.values())).sum() / len(batches)
+                self.accelerator.backward(total)
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(part.detach()) / len(batches)
+        finite = torch.tensor(float(all(map(math.isfinite, sums.values()))))
+        together = self.accelerator.reduce(finite.to(self.accelerator.device), "mean")
+        if float(together) < 1:
+            self.optimizer.clear()
             return {}
-        total.backward()  # type: ignore[no-untyped-call]
         try:
             self.optimizer.step(step)
         except FloatingPointError:
             return {}
-        return {name: float(part.detach()) for name, part in parts.items()}
+        return sums
 
-    def _log(self, line: dict[str, object]) -> None:
+    def _look(self) -> dict[str, float]:
+        """Dev figures, worked out in the first process; the others get their score alone."""
+        figures = self.evaluate() if self.accelerator.is_main_process else {}
+        score = torch.tensor(figures.get("score", 0.0), device=self.accelerator.device)
+        return figures | {"score": float(broadcast(score))}
+
+    def _log(self, step: int, values: dict[str, float], rest: dict[str, object]) -> None:
+        """A line for the log file and the screen, and values for the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        self.accelerator.log(values, step=step + 1)
+        line = {"step": step + 1, **({} if "dev" in rest else values), **rest}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)

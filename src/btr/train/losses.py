@@ -68,22 +68,49 @@ def query_aware_tokens(
     return (rank < keep[:, None]) & passage_mask
 
 
-def state_distance(student: list[Tensor], teacher: list[Tensor], tokens: Tensor) -> Tensor:
+def state_distance(
+    student: list[Tensor], teacher: list[Tensor], tokens: Tensor, *, relative: bool = False
+) -> Tensor:
     """Mean squared error of joint-layer states on the chosen tokens.
 
     Args:
         student: Passage states per joint layer, ``[B, P, d]``.
         teacher: The same of the teacher's corresponding layers.
         tokens: ``[B, P]`` bool.
+        relative: Divide a layer's error by the mean square of the teacher's states. A pre-norm
+            network's states grow from layer to layer, so the last would be all that counts.
     """
     picked = tokens.nonzero(as_tuple=True)
     errors = [
-        functional.mse_loss(s[picked].float(), t[picked].float())
+        _squared_error(s[picked], t[picked], relative=relative)
         for s, t in zip(student, teacher, strict=True)
     ]
     return torch.stack(errors).mean()
 
 
-def recovery_loss(h: Tensor, recovered: Tensor, mask: Tensor) -> Tensor:
-    """``mean((h - (W b + c))^2)`` over real tokens; ``h`` and ``W b + c`` are ``[U, P, d]``."""
-    return functional.mse_loss(recovered[mask].float(), h[mask].float())
+def recovery_loss(h: Tensor, recovered: Tensor, mask: Tensor, *, relative: bool = False) -> Tensor:
+    """``mean((h - (W b + c))^2)`` over real tokens.
+
+    Args:
+        h: ``[U, P, d]`` states before the binarizer.
+        recovered: ``[U, P, d]``, ``W b + c``.
+        mask: ``[U, P]`` bool.
+        relative: Divide by the mean square of ``h``.
+    """
+    return _squared_error(recovered[mask], h[mask], relative=relative)
+
+
+def _squared_error(found: Tensor, wanted: Tensor, *, relative: bool) -> Tensor:
+    error = functional.mse_loss(found.float(), wanted.float())
+    return error / wanted.detach().float().square().mean() if relative else error
+
+
+def answer_nll(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
+    """Mean negative log-likelihood of answer tokens.
+
+    Args:
+        logits: ``[B, T, V]`` float32.
+        labels: ``[B, T]`` int64.
+        ignored: The label of padding.
+    """
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=ignored)

@@ -81,6 +81,11 @@ class MasterAdamW:
         self.copy_back()
         return norm
 
+    def clear(self) -> None:
+        """Drop the gradients that lie on the parameters."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
     @torch.no_grad()
     def copy_back(self) -> None:
         """Masters to the network's own parameters."""

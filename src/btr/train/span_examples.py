@@ -7,14 +7,8 @@ answer it: its target is the ``[CLS]`` token, "not answered here".
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from btr.readers.bert_text import tokenize_passage, tokenize_query
+from btr.train.sources import find_answers
 
 MAX_TARGETS = 8
 """Places of an answer in one passage that count as targets; further ones are rare and dropped."""
@@ -47,25 +42,6 @@ class SpanData:
     passages: list[np.ndarray] = field(default_factory=list)
     examples: list[SpanExample] = field(default_factory=list)
     negatives: dict[int, list[int]] = field(default_factory=dict)
-
-
-def in_dev(passage_text: str, share: float) -> bool:
-    """Whether a passage belongs to the dev split: by its text, so no passage is in both."""
-    return zlib.crc32(passage_text.encode()) % 10_000 < share * 10_000
-
-
-def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
-    """Character spans of whole-word, case-insensitive occurrences of any answer in ``text``."""
-    spans: set[tuple[int, int]] = set()
-    for answer in answers:
-        words = answer.split()
-        if not words:
-            continue
-        pattern = r"\s+".join(re.escape(w) for w in words)
-        pattern = (r"(?<!\w)" if words[0][0].isalnum() else "") + pattern
-        pattern += r"(?!\w)" if words[-1][-1].isalnum() else ""
-        spans |= {m.span() for m in re.finditer(pattern, text, re.IGNORECASE)}
-    return sorted(spans)
 
 
 class SpanDataBuilder:
@@ -114,13 +90,6 @@ class SpanDataBuilder:
             example = SpanExample(question, number, tuple(sorted(set(spans))[:MAX_TARGETS]))
             self.data.examples.append(example)
         return bool(spans)
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a gzipped JSON-lines file of the training data."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
 
 
 @dataclass

@@ -1,0 +1,243 @@
+"""``btr train``: one of the three training steps of a reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from btr.cli.output import JsonOption, console, write_json
+from btr.errors import UsageError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train(
+    stage: Annotated[
+        Literal["reader", "decompose", "binarize"],
+        typer.Option("--stage", help="Which step.", show_default=False),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            metavar="FILE[=SHARE]",
+            help="Questions with passages: jsonl in FiD, Atlas or our format; a share below 1 "
+            "takes a sample. May be given several times.",
+            show_default=False,
+        ),
+    ],
+    reader: Annotated[
+        Path,
+        typer.Option("-o", "--reader", help="The reader's folder, which gets the checkpoint.",
+                     show_default=False),
+    ],
+    start: Annotated[
+        str,
+        typer.Option("--from", help="What to start from: a folder, a Hub id or a packaged model "
+                     "(btr models); if not given, the reader's own step before."),
+    ] = "",
+    plain: Annotated[
+        str, typer.Option("--plain", help="The teacher's checkpoint, if not the reader's own.")
+    ] = "",
+    layout: Annotated[
+        str,
+        typer.Option("--layout", metavar="LOWER+JOINT",
+                     help="Layers below the cut and joint layers, for step decompose."),
+    ] = "",
+    dev: Annotated[
+        list[Path] | None,
+        typer.Option("--dev", help="Look at this file between epochs, and hold nothing out."),
+    ] = None,
+    dev_share: Annotated[
+        float, typer.Option("--dev-share", min=0, max=0.5, help="Share of passages held out.")
+    ] = 0.04,
+    score_on: Annotated[
+        list[str] | None,
+        typer.Option("--score-on", metavar="NAME",
+                     help="Dev files whose F1 decides which checkpoint is best; all if not given."),
+    ] = None,
+    preset: Annotated[
+        Literal["nq", "triviaqa", "webquestions", "fever", "mmlu"] | None,
+        typer.Option("--preset", help="The paper's hyper-parameters for a task."),
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Stop after so many steps.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [1e-4].")] = None,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of warm-up.")] = 200,
+    token_budget: Annotated[
+        int | None,
+        typer.Option("--token-budget", min=1, help="Most padded tokens of a batch [6000]."),
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, help="Batches of a process that make a step.")
+    ] = 1,
+    passages: Annotated[
+        int | None,
+        typer.Option("--passages", min=1, help="Passages of a question, generative readers [20]."),
+    ] = None,
+    query_budget: Annotated[
+        int | None, typer.Option("--query-budget", help="Tokens of a question [40].")
+    ] = None,
+    passage_budget: Annotated[
+        int | None, typer.Option("--passage-budget", help="Tokens of a passage.")
+    ] = None,
+    answer_budget: Annotated[
+        int | None, typer.Option("--answer-budget", help="Tokens of an answer [32].")
+    ] = None,
+    query_template: Annotated[
+        str | None, typer.Option("--query-template", help="Of generative readers.")
+    ] = None,
+    passage_template: Annotated[
+        str | None, typer.Option("--passage-template", help="Of generative readers.")
+    ] = None,
+    positives: Annotated[
+        int | None,
+        typer.Option("--positives", min=1, help="Passages of a question that hold its answer and "
+                     "are trained on, extractive readers [1]."),
+    ] = None,
+    negative_share: Annotated[
+        float | None,
+        typer.Option("--negative-share", min=0, max=1, help="Questions that come again with a "
+                     "passage that does not answer them, extractive readers [0.12]."),
+    ] = None,
+    state_weight: Annotated[
+        float, typer.Option("--state-weight", min=0, help="Of query-aware distillation; 0: off.")
+    ] = 0.2,
+    distil_share: Annotated[
+        float, typer.Option("--distil-share", min=0, max=1, help="Tokens that it looks at.")
+    ] = 0.5,
+    answer_weight: Annotated[
+        float, typer.Option("--answer-weight", min=0, help="Of the teacher's answers; 0: off.")
+    ] = 1.0,
+    recovery_weight: Annotated[
+        float, typer.Option("--recovery-weight", min=0, help="Of the recovery loss; 0: off.")
+    ] = 0.1,
+    dropout: Annotated[float, typer.Option("--dropout", min=0, max=0.9)] = 0.1,
+    precision: Annotated[
+        Literal["bf16", "fp32"], typer.Option("--precision", help="Of the arithmetic.")
+    ] = "bf16",
+    evaluate_every: Annotated[
+        int, typer.Option("--evaluate-every", min=0, help="Steps between two looks at dev; 0: "
+                          "after every epoch.")
+    ] = 0,
+    patience: Annotated[
+        int, typer.Option("--patience", min=0, help="Looks at dev without a better score after "
+                          "which to stop; 0: never.")
+    ] = 0,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Gradient checkpointing: less memory, more time.")
+    ] = False,
+    track: Annotated[
+        Literal["tensorboard", "wandb"] | None,
+        typer.Option("--track", help="Also log there; the package must be installed."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 1,
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Train one step of a reader; run again, it goes on where it was.
+
+    Three steps make a reader: ``reader`` (the ordinary one), ``decompose`` (split and distilled),
+    ``binarize`` (1-bit passage states). Start it with torchrun to use several GPUs.
+    """
+    from btr.train.launch import PRESETS, places_of
+    from btr.train.launch import train as run
+    from btr.train.loop import LoopSettings
+    from btr.train.sources import parse_source
+    from btr.train.stage import StageSettings
+
+    split = parse_layout(layout) if layout else None
+    places = places_of(reader, stage, start, plain)
+    budgets: dict[str, Any] = {}
+    if preset:
+        chosen = PRESETS[preset]
+        steps, lr = steps or chosen.steps, lr or chosen.lr
+        passages = passages or chosen.passages
+        token_budget = token_budget or chosen.batch * passages * chosen.input_budget
+        # Enough passes for the steps, whatever the size of the data.
+        epochs = max(epochs, steps)
+        if stage == "reader":
+            budgets = {
+                "query_budget": chosen.query_budget,
+                "passage_budget": chosen.input_budget - chosen.query_budget,
+            }
+    given = {
+        "query_budget": query_budget, "passage_budget": passage_budget,
+        "answer_budget": answer_budget, "query_template": query_template,
+        "passage_template": passage_template,
+    }  # fmt: skip
+    budgets |= {name: value for name, value in given.items() if value is not None}
+    if budgets and stage != "reader":
+        raise UsageError("budgets and templates are those of step reader",
+                         found=", ".join(budgets), todo="leave them out")  # fmt: skip
+    own = {"passages": passages, "positives": positives, "negative_share": negative_share}
+    settings = StageSettings(
+        stage,
+        LoopSettings(
+            epochs, lr or 1e-4, steps=steps or 0, accumulate=accumulate,
+            evaluate_every=evaluate_every, patience=patience, warmup=warmup, seed=seed,
+        ),
+        token_budget=token_budget or 6000,
+        state_weight=0.0 if stage == "reader" else state_weight,
+        distil_share=distil_share,
+        answer_weight=0.0 if stage == "reader" else answer_weight,
+        recovery_weight=recovery_weight if stage == "binarize" else 0.0,
+        dropout=dropout,
+        precision=precision,
+    )  # fmt: skip
+    figures = run(
+        settings,
+        places,
+        {
+            "sources": tuple(parse_source(text) for text in data),
+            "dev": tuple(dev or ()),
+            "dev_share": dev_share,
+            "score_on": tuple(score_on or ()),
+            "seed": seed,
+            **{name: value for name, value in own.items() if value is not None},
+        },
+        layout=split,
+        budgets=budgets,
+        start=start,
+        recompute=recompute,
+        accelerator=_accelerator(track, places.work),
+    )
+    write_json(json, {"stage": stage, "checkpoint": str(places.checkpoint), "dev": figures})
+    console(json).print(
+        f"{places.checkpoint}: " + ", ".join(f"{n} {x}" for n, x in figures.items())
+    )
+
+
+def parse_layout(text: str) -> tuple[int, int]:
+    """``4+3`` to (4, 3).
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+    lower, plus, joint = text.partition("+")
+    if not (plus and lower.isdecimal() and joint.isdecimal()):
+        raise UsageError("bad layout", expected="LOWER+JOINT, as 4+3", found=text)
+    return int(lower), int(joint)
+
+
+def _accelerator(track: str | None, folder: Path) -> Accelerator:
+    """Devices and processes, with a tracker if one was asked for.
+
+    Raises:
+        UsageError: The tracker's package is not installed.
+    """
+    from accelerate import Accelerator
+
+    if track is None:
+        return Accelerator()
+    try:
+        accelerator = Accelerator(log_with=track, project_dir=folder)
+        accelerator.init_trackers("btr")
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{track} cannot be used", found=str(error).split("\n")[0][:200],
+                         todo=f"pip install {track}") from error  # fmt: skip
+    return accelerator

@@ -1,0 +1,265 @@
+"""The three training steps of a Fusion-in-Decoder reader (method, section 4).
+
+``U`` passages of a batch, ``P`` padded tokens of one, ``d`` width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from btr.data.questions import Question
+from btr.errors import UsageError
+from btr.evaluate.metrics import exact_match, f1_score
+from btr.readers.t5 import T5Reader
+from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
+from btr.readers.t5_decoder import Decoder
+from btr.readers.t5_network import SplitT5
+from btr.readers.t5_text import FidText
+from btr.train import losses
+from btr.train.fid_examples import (
+    IGNORED,
+    FidBatch,
+    FidData,
+    FidDataSettings,
+    FidExample,
+    collate,
+    epoch_batches,
+    load_fid_data,
+)
+from btr.train.fid_pass import Binarizer, JointStates, TrainingPass
+from btr.train.sources import Rejects
+from btr.train.stage import MODE_OF, Places, StageLoss, StageSettings, run_stage
+
+DEV_QUESTIONS = 200
+"""Most dev questions of a file that are answered at every look."""
+
+
+class FidLoss(StageLoss):
+    """The loss of one stage over a batch of examples.
+
+    Args:
+        network: Is trained.
+        data: What examples refer to.
+        settings: Weights of the losses.
+        query_budget: Where passages begin.
+        teacher: The plain reader.
+        binarizer: In place of the network's, for ablations.
+        recompute: Gradient checkpointing.
+    """
+
+    network: SplitT5
+
+    def __init__(
+        self,
+        network: SplitT5,
+        data: FidData,
+        settings: StageSettings,
+        query_budget: int,
+        *,
+        teacher: SplitT5 | None = None,
+        binarizer: Binarizer | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(network, settings, teacher, network.model.config.d_model)
+        self.data = data
+        self.run = TrainingPass(network, query_budget, binarizer=binarizer, recompute=recompute)
+        self.teach = TrainingPass(teacher, query_budget) if teacher is not None else None
+
+    def forward(self, examples: list[FidExample]) -> dict[str, Tensor]:
+        """Named, weighted parts of the loss."""
+        device = self.network.model.shared.weight.device
+        settings, batch = self.settings, collate(self.data, examples).to(device)
+        wants_states = self.teach is not None and bool(settings.state_weight)
+        student = JointStates() if wants_states else None
+        made = self.run(batch, student)
+        parts = {"task": losses.answer_nll(made.logits, batch.labels, IGNORED)}
+        if self.teach is not None and settings.distils:
+            seen = JointStates() if wants_states else None
+            with torch.no_grad():
+                wanted = self.teach(batch, seen)
+            if settings.answer_weight:
+                real = batch.labels != IGNORED
+                mine, theirs = made.logits[real], wanted.logits[real]
+                every = torch.ones_like(mine, dtype=torch.bool)
+                divergence = losses.answer_divergence(mine, theirs, every)
+                parts["answer"] = divergence * settings.answer_weight
+            if student is not None and seen is not None:
+                parts["state"] = self._state_loss(student, seen, batch) * settings.state_weight
+        if self.recovery is not None and made.signs is not None:
+            # The projection must see the bits alone, so that they are what keeps the information.
+            recovered = losses.recovery_loss(
+                made.state, self.recovery(made.signs), batch.passage_mask, relative=True
+            )
+            parts["recovery"] = recovered * settings.recovery_weight
+        return parts
+
+    def _state_loss(self, student: JointStates, teacher: JointStates, batch: FidBatch) -> Tensor:
+        length = batch.query_ids.shape[1]
+        depth = min(len(student.hidden), len(teacher.hidden))
+        tokens = losses.query_aware_tokens(
+            teacher.probabilities[-depth:], batch.query_mask[batch.question_of],
+            batch.passage_mask, self.settings.distil_share,
+        )  # fmt: skip
+        return losses.state_distance(
+            [h[:, length:] for h in student.hidden[-depth:]],
+            [h[:, length:] for h in teacher.hidden[-depth:]],
+            tokens, relative=True,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate_dev(
+    network: SplitT5,
+    tokenizer: PreTrainedTokenizerBase,
+    config: T5ReaderConfig,
+    dev: Mapping[str, Sequence[Question]],
+    settings: FidDataSettings,
+) -> dict[str, float]:
+    """EM and F1 in percent on held-out questions, read as users will read."""
+    network.eval()
+    reader = T5Reader(network, tokenizer, config, "dev")
+    figures: dict[str, float] = {}
+    f1s: dict[str, float] = {}
+    for name, questions in dev.items():
+        em: list[float] = []
+        f1: list[float] = []
+        for question in questions[:DEV_QUESTIONS]:
+            reading = reader.read(question.question, question.contexts[: settings.passages])
+            text = reading.answers[0].text if reading.answers else ""
+            em.append(exact_match(text, question.answers))
+            f1.append(f1_score(text, question.answers))
+        f1s[name] = 100 * float(np.mean(f1))
+        figures[f"{name}_em"] = round(100 * float(np.mean(em)), 2)
+        figures[f"{name}_f1"] = round(f1s[name], 2)
+    network.train()
+    return figures | {"score": settings.score(f1s)}
+
+
+def start_split(plain: SplitT5, split_layer: int, *, binarized: bool) -> SplitT5:
+    """A copy of a reader's weights, split at another layer, to be trained.
+
+    Attention's own dropout is left out: its masks are many times as large as the hidden states'.
+    """
+    model = copy.deepcopy(plain.model)
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if isinstance(module, T5Attention):
+            module.dropout = 0.0
+    return SplitT5(model, split_layer, binarized=binarized).requires_grad_(True)
+
+
+def train_fid(
+    settings: StageSettings,
+    data_settings: FidDataSettings,
+    places: Places,
+    *,
+    layout: tuple[int, int] | None = None,
+    config: T5ReaderConfig | None = None,
+    recompute: bool = False,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float]:
+    """Run one step and write its best checkpoint.
+
+    Args:
+        settings: The step.
+        data_settings: What it learns from.
+        places: Where it starts from and where it writes.
+        layout: Encoder layers below the cut and joint ones, for step 2 (paper: 9 + 3, 20 + 4).
+        config: Budgets and templates of a new reader, for step 1.
+        recompute: Gradient checkpointing.
+        accelerator: Devices, processes and trackers.
+
+    Returns:
+        The best dev figures.
+
+    Raises:
+        UsageError: The checkpoints given are not those that the step needs.
+        InputError: The data is bad or empty.
+    """
+    accelerator = accelerator or Accelerator()
+    torch.manual_seed(settings.loop.seed)
+    stage = settings.stage
+    network, tokenizer, found = load_network(places.start)
+    config = _config_of(stage, found, config, layout, network, places.start)
+    binarized = stage == "binarize"
+    network = start_split(network, config.split_layer, binarized=binarized)
+    teacher = None
+    if stage != "reader":
+        if places.plain is None:
+            raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
+        teacher, _, taught = load_network(places.plain)
+        if (taught.mode, taught.query_budget, taught.positions) != (
+            "plain", config.query_budget, "budget",
+        ):  # fmt: skip
+            raise UsageError("the teacher does not fit", where=str(places.plain),
+                             expected=f"a plain reader with query budget {config.query_budget}",
+                             found=f"{taught.mode}, {taught.query_budget}, {taught.positions}",
+                             todo="give the checkpoint of step 1")  # fmt: skip
+        teacher = start_split(teacher, 0, binarized=False)
+    end_token = Decoder(network.model).end_token
+    text = FidText(tokenizer, config.query_template, config.passage_template, end_token)
+    rejects = Rejects()
+    data, dev = load_fid_data(data_settings, text, config, rejects)
+    if accelerator.is_main_process:
+        print(f"{len(data.examples)} questions, {len(data.passages)} passages; {rejects}",
+              flush=True)  # fmt: skip
+
+    def save(folder: Path, exact: nn.Module) -> None:
+        assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
+        save_checkpoint(folder, exact, tokenizer, config)
+
+    loss = FidLoss(
+        network, data, settings, config.query_budget, teacher=teacher, recompute=recompute
+    )
+    return run_stage(
+        loss,
+        settings=settings,
+        plan=lambda epoch: epoch_batches(
+            data, seed=settings.loop.seed, epoch=epoch, token_budget=settings.token_budget
+        ),
+        evaluate=partial(evaluate_dev, network, tokenizer, config, dev, data_settings),
+        save=save,
+        places=places,
+        recorded={"data": asdict(data_settings), "reader": asdict(config)},
+        accelerator=accelerator,
+    )
+
+
+def _config_of(
+    stage: str,
+    found: T5ReaderConfig,
+    given: T5ReaderConfig | None,
+    layout: tuple[int, int] | None,
+    network: SplitT5,
+    start: Path,
+) -> T5ReaderConfig:
+    """The configuration of the checkpoint that a step makes."""
+    wanted = {"reader": "plain", "decompose": "plain", "binarize": "decomposed"}[stage]
+    if found.mode != wanted:
+        raise UsageError(f"step {stage} starts from a {wanted} checkpoint", where=str(start),
+                         found=found.mode)  # fmt: skip
+    if stage == "reader":
+        # A model that was no reader before takes the settings given; positions must leave room
+        # for any question, or its passages' states could never be stored.
+        return replace(given or found, mode="plain", split_layer=0, positions="budget")
+    if stage == "binarize":
+        return replace(found, mode="btr", calibration=None)
+    layers = len(network.blocks)
+    if layout is None or sum(layout) != layers or layout[0] < 1:
+        split = max(1, layers * 3 // 4)
+        raise UsageError("step decompose needs a layout of all encoder layers",
+                         expected=f"LOWER+JOINT that sum to {layers}",
+                         found="+".join(map(str, layout or ())),
+                         todo=f"give --layout {split}+{layers - split}")  # fmt: skip
+    return replace(found, mode=MODE_OF["decompose"], split_layer=layout[0], calibration=None)

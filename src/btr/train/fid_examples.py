@@ -1,0 +1,201 @@
+"""Questions to tokenised Fusion-in-Decoder examples, and those to padded batches.
+
+``B`` questions of a batch, ``m`` most passages of one of them, ``U`` passages of all of them,
+``Q``, ``P`` and ``T`` padded tokens of a question, a passage and an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from btr.data.passages import Passage
+from btr.data.questions import Question
+from btr.readers.t5_checkpoint import T5ReaderConfig
+from btr.readers.t5_text import FidText
+from btr.train.sources import DataSettings, Rejects, read_sources
+from btr.train.span_examples import pad
+
+IGNORED = -100
+"""Label of padding, which no loss counts."""
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class FidDataSettings(DataSettings):
+    """What is read.
+
+    Attributes:
+        passages: Most passages of a question (paper: 40).
+    """
+
+    passages: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FidExample:
+    """A question, its passages and its right answers, as rows of :class:`FidData`."""
+
+    question: int
+    passages: tuple[int, ...]
+    answers: tuple[int, ...]
+
+
+@dataclass
+class FidData:
+    """Tokenised questions, distinct passages and answers, and the examples that join them."""
+
+    questions: list[Ids] = field(default_factory=list)
+    passages: list[Ids] = field(default_factory=list)
+    answers: list[Ids] = field(default_factory=list)
+    examples: list[FidExample] = field(default_factory=list)
+
+
+class FidDataBuilder:
+    """Tokenises questions as a reader with this configuration would see them.
+
+    Args:
+        text: The reader's input format.
+        config: Its budgets and what its answers begin with.
+        most_passages: Passages of a question, at most.
+    """
+
+    def __init__(self, text: FidText, config: T5ReaderConfig, most_passages: int) -> None:
+        self.text, self.config, self.most_passages = text, config, most_passages
+        self.prompt = text.literal(config.answer_prompt)
+        self.data = FidData()
+        self._known: dict[tuple[str, str], int] = {}
+
+    def passage(self, passage: Passage) -> int:
+        """Number of a passage, tokenised when it is first met."""
+        key = (passage.title, passage.text)
+        if key not in self._known:
+            tokens = self.text.passage(passage.title, passage.text, self.config.passage_budget)
+            self._known[key] = len(self.data.passages)
+            self.data.passages.append(np.asarray(tokens.ids, np.int32))
+        return self._known[key]
+
+    def answer(self, text: str) -> int:
+        """Number of an answer as the decoder is to write it, cut to the budget."""
+        room = self.config.answer_budget - len(self.prompt) - 1
+        ids = [*self.prompt, *self.text.encode(text)[0][:room], self.text.end_token]
+        self.data.answers.append(np.asarray(ids, np.int32))
+        return len(self.data.answers) - 1
+
+    def add(self, question: Question) -> None:
+        """Take in a question with its first passages."""
+        ids, _ = self.text.query(question.question, self.config.query_budget)
+        self.data.questions.append(np.asarray(ids, np.int32))
+        passages = tuple(self.passage(p) for p in question.contexts[: self.most_passages])
+        answers = tuple(self.answer(a) for a in dict.fromkeys(question.answers) if a.strip())
+        self.data.examples.append(FidExample(len(self.data.questions) - 1, passages, answers))
+
+
+def load_fid_data(
+    settings: FidDataSettings,
+    text: FidText,
+    config: T5ReaderConfig,
+    rejects: Rejects,
+) -> tuple[FidData, dict[str, list[Question]]]:
+    """Files to training examples and, by file, the questions held out.
+
+    Raises:
+        InputError: A line is bad, or nothing is left to train on.
+    """
+    builder = FidDataBuilder(text, config, settings.passages)
+    dev: dict[str, list[Question]] = {}
+    for name, question, is_dev in read_sources(settings, rejects):
+        if is_dev:
+            dev.setdefault(name, []).append(question)
+        elif question.contexts:
+            builder.add(question)
+    return builder.data, dev
+
+
+@dataclass
+class FidBatch:
+    """Padded tensors of one batch.
+
+    Attributes:
+        query_ids: ``[B, Q]`` int64.
+        query_mask: ``[B, Q]`` bool.
+        passage_ids: ``[U, P]`` int64.
+        passage_mask: ``[U, P]`` bool.
+        question_of: ``[U]`` int64, the question that a passage belongs to.
+        slots: ``[B, m]`` int64, each question's passages as rows of ``passage_ids``; -1 fills up.
+        labels: ``[B, T]`` int64 answer tokens; :data:`IGNORED` fills up.
+    """
+
+    query_ids: Tensor
+    query_mask: Tensor
+    passage_ids: Tensor
+    passage_mask: Tensor
+    question_of: Tensor
+    slots: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> FidBatch:
+        """The same batch on another device."""
+        return FidBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:
+    """Examples to one batch; each is taught its first answer."""
+    query_ids, query_mask = pad([data.questions[e.question] for e in examples])
+    chosen = [p for e in examples for p in e.passages]
+    passage_ids, passage_mask = pad([data.passages[p] for p in chosen])
+    counts = torch.tensor([len(e.passages) for e in examples])
+    slots = torch.full((len(examples), int(counts.max())), -1)
+    first = 0
+    for i, count in enumerate(counts.tolist()):
+        slots[i, :count] = torch.arange(first, first + count)
+        first += count
+    labels, answer_mask = pad([data.answers[e.answers[0]] for e in examples])
+    return FidBatch(
+        query_ids, query_mask, passage_ids, passage_mask,
+        torch.repeat_interleave(torch.arange(len(examples)), counts), slots,
+        labels.masked_fill(~answer_mask, IGNORED),
+    )  # fmt: skip
+
+
+def epoch_batches(
+    data: FidData, *, seed: int, epoch: int, token_budget: int
+) -> list[list[FidExample]]:
+    """The batches of one epoch, the same for the same arguments.
+
+    An example with several right answers is taught one of them, another in another epoch. Questions
+    whose passages are of similar length share a batch, so that little of it is padding.
+
+    Args:
+        data: Tokenised examples.
+        seed: With ``epoch``, all of the randomness.
+        epoch: Number of the pass.
+        token_budget: Most padded tokens of questions and passages in a batch; a single question may
+            have more.
+    """
+    random = np.random.default_rng([seed, epoch])
+    examples = [
+        FidExample(e.question, e.passages, (e.answers[int(random.integers(len(e.answers)))],))
+        for e in data.examples
+    ]
+    longest = np.array([max(len(data.passages[p]) for p in e.passages) for e in examples])
+    # Jitter keeps batches from holding the same neighbours in every epoch.
+    order = np.argsort(longest + random.uniform(0, 6, len(examples)), kind="stable")
+    batches: list[list[FidExample]] = []
+    current: list[FidExample] = []
+    for i in order:
+        grown = [*current, examples[i]]
+        width = max(longest[i], *(max(len(data.passages[p]) for p in e.passages) for e in grown))
+        width += max(len(data.questions[e.question]) for e in grown)
+        if current and sum(len(e.passages) for e in grown) * width > token_budget:
+            batches.append(current)
+            grown = [examples[i]]
+        current = grown
+    batches.append(current)
+    return [batches[int(i)] for i in random.permutation(len(batches))]

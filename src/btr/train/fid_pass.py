@@ -1,0 +1,194 @@
+"""The Fusion-in-Decoder forward pass that is trained: padded, differentiable, over HF's own blocks.
+
+The reader packs sequences and caches keys; gradients and static shapes want neither. Both walk the
+same modules, and a test holds them to the same logits.
+
+``B`` questions, ``U`` passages, ``Q``, ``P`` and ``T`` padded tokens of a question, a passage and
+an answer, ``S = Q + P``, ``H`` heads, ``d`` width, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutput
+
+from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm
+from btr.readers.t5_network import SplitT5
+from btr.train.fid_examples import FidBatch
+
+
+class Binarizer(Protocol):
+    """What stands between the lower and the joint layers while training."""
+
+    def encode(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``[..., d]`` states to signs ``[..., d]`` and variance ``[...]``."""
+
+    def restore(self, signs: Tensor, variance: Tensor) -> Tensor:
+        """Signs and variance to the residual stream, ``[..., d]``."""
+
+
+class PaddedAttention:
+    """T5 attention over padded sequences.
+
+    Args:
+        bias: ``[H, S, S]`` position bias.
+        mask: ``[U, S]`` bool, True for real tokens.
+        written_out: As products and a softmax, whose probabilities are kept. On a CPU the backward
+            pass of the fused kernel takes six times as long.
+    """
+
+    def __init__(self, bias: Tensor, mask: Tensor, *, written_out: bool) -> None:
+        lowest = torch.finfo(bias.dtype).min
+        self.bias = bias[None].masked_fill(~mask[:, None, None, :], lowest)
+        self.written_out = written_out
+        self.probabilities: Tensor | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``[U, S, d]`` queries, keys and values to contexts ``[U, S, d]``."""
+        heads = self.bias.shape[1]
+        q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+        if self.written_out:
+            logits = q @ k.transpose(2, 3) + self.bias
+            self.probabilities = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+            context = self.probabilities @ v
+        else:
+            context = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=self.bias, scale=1.0
+            )
+        return context.transpose(1, 2).flatten(2)
+
+
+@dataclass
+class JointStates:
+    """What distillation looks at: per joint layer, outputs and attention.
+
+    ``hidden`` holds ``[U, S, d]`` a layer; ``probabilities`` ``[U, H, S, S]`` a layer.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    probabilities: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class FidPass:
+    """Results of a pass.
+
+    Attributes:
+        logits: ``[B, T, V]`` float32, of every answer token given the right ones before it.
+        state: ``[U, P, d]`` passages after the lower layers, before the binarizer.
+        signs: ``[U, P, d]`` of a binarized network, else None.
+    """
+
+    logits: Tensor
+    state: Tensor
+    signs: Tensor | None
+
+
+class TrainingPass:
+    """Runs a split T5 over padded batches.
+
+    Args:
+        network: The network; its binarizer, if it has one, is used.
+        query_budget: Where passages begin.
+        binarizer: Used in place of the network's, for ablations.
+        recompute: Keep only layers' inputs for the backward pass (gradient checkpointing).
+    """
+
+    def __init__(
+        self,
+        network: SplitT5,
+        query_budget: int,
+        *,
+        binarizer: Binarizer | None = None,
+        recompute: bool = False,
+    ) -> None:
+        self.network, self.query_budget = network, query_budget
+        self.binarizer: Binarizer | None = binarizer or network.binarizer
+        self.recompute = recompute
+
+    def __call__(self, batch: FidBatch, record: JointStates | None = None) -> FidPass:
+        """Logits of a batch's answers; ``record`` is filled if given."""
+        bias = self.network.relative_bias()
+        query = self._lower(batch.query_ids, batch.query_mask, bias)
+        state = self._lower(batch.passage_ids, batch.passage_mask, bias)
+        signs = None
+        residual = state
+        if self.binarizer is not None:
+            signs, variance = self.binarizer.encode(state)
+            residual = self.binarizer.restore(signs, variance)
+        encoded, mask = self._joint(batch, query, residual, signs, bias, record)
+        return FidPass(self._decode(batch, encoded, mask), state, signs)
+
+    def _layer(
+        self, number: int, hidden: Tensor, attend: PaddedAttention, normed: Tensor | None = None
+    ) -> Tensor:
+        block = self.network.blocks[number]
+        if self.recompute and torch.is_grad_enabled():
+            result: Tensor = checkpoint(
+                encoder_layer, block, hidden, attend, normed, use_reentrant=False
+            )
+            return result
+        return encoder_layer(block, hidden, attend, normed)
+
+    def _lower(self, ids: Tensor, mask: Tensor, bias: RelativeBias) -> Tensor:
+        """Token ids ``[n, L]`` to states after the lower layers, ``[n, L, d]``."""
+        hidden: Tensor = self.network.model.encoder.dropout(self.network.model.shared(ids))
+        at = torch.arange(ids.shape[1], device=ids.device)
+        written_out = ids.device.type == "cpu"
+        attend = PaddedAttention(bias.between(at, at), mask, written_out=written_out)
+        for number in range(self.network.split_layer):
+            hidden = self._layer(number, hidden, attend)
+        return hidden
+
+    def _joint(
+        self,
+        batch: FidBatch,
+        query: Tensor,
+        residual: Tensor,
+        signs: Tensor | None,
+        bias: RelativeBias,
+        record: JointStates | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the decoder looks at: ``[U, S, d]``, and which of it is real, ``[U, S]``."""
+        network, of = self.network, batch.question_of
+        hidden = torch.cat([query[of], residual], dim=1)
+        mask = torch.cat([batch.query_mask[of], batch.passage_mask], dim=1)
+        normed = None
+        if signs is not None:
+            normed = torch.cat([rms_norm(network.next_norm, query)[of], signs], dim=1)
+        length = query.shape[1]
+        at = torch.arange(length + residual.shape[1], device=hidden.device)
+        at[length:] += self.query_budget - length
+        attend = PaddedAttention(
+            bias.between(at, at), mask,
+            written_out=record is not None or hidden.device.type == "cpu",
+        )  # fmt: skip
+        for number in range(network.split_layer, len(network.blocks)):
+            hidden = self._layer(number, hidden, attend, normed)
+            normed = None
+            if record is not None and attend.probabilities is not None:
+                record.hidden.append(hidden)
+                record.probabilities.append(attend.probabilities)
+        if normed is None:
+            normed = rms_norm(network.model.encoder.final_layer_norm, hidden)
+        return network.model.encoder.dropout(normed), mask
+
+    def _decode(self, batch: FidBatch, encoded: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the answers over all passages of each question."""
+        rows = batch.slots.clamp_min(0)
+        memory = encoded[rows].flatten(1, 2)
+        seen = (mask[rows] & (batch.slots >= 0)[..., None]).flatten(1)
+        outputs = self.network.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+            attention_mask=seen,
+            labels=batch.labels,
+            use_cache=False,
+        )
+        logits: Tensor = outputs.logits
+        return logits.float()

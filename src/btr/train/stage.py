@@ -1,0 +1,170 @@
+"""What the three training steps share, whatever the family (method, section 4).
+
+1. ``reader``: the ordinary reader; task loss.
+2. ``decompose``: the split reader, started from step 1 and distilled from it.
+3. ``binarize``: the same with the binarizer, started from step 2; task loss and recovery loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from btr.readers.base import Mode
+from btr.train.dropout import make_pool, use_pooled_dropout
+from btr.train.loop import Loop, LoopSettings
+from btr.train.optimizer import MasterAdamW
+
+Stage = Literal["reader", "decompose", "binarize"]
+STAGES: tuple[Stage, ...] = ("reader", "decompose", "binarize")
+MODE_OF: dict[Stage, Mode] = {"reader": "plain", "decompose": "decomposed", "binarize": "btr"}
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One training step; a loss whose weight is 0 is switched off.
+
+    Attributes:
+        stage: Which one.
+        loop: Length and rates.
+        token_budget: Most padded tokens of a batch.
+        state_weight: Of the distillation of joint-layer states, steps 2 and 3.
+        distil_share: Of a passage's tokens that it looks at: those that the teacher's query attends
+            to most (paper: 0.5).
+        answer_weight: Of the KL divergence from the teacher's answer distribution, steps 2 and 3.
+        recovery_weight: Of the recovery loss, step 3.
+        dropout: Of hidden states.
+        precision: Of the network's arithmetic; its masters are float32 either way.
+    """
+
+    stage: Stage
+    loop: LoopSettings
+    token_budget: int = 6000
+    state_weight: float = 0.0
+    distil_share: float = 0.5
+    answer_weight: float = 0.0
+    recovery_weight: float = 0.0
+    dropout: float = 0.1
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+    @property
+    def distils(self) -> bool:
+        """Whether any loss looks at the teacher."""
+        return bool(self.state_weight or self.answer_weight)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a step reads and writes.
+
+    Attributes:
+        start: Folder to start from: for step 1 any pretrained model, for step 2 the checkpoint of
+            step 1, for step 3 that of step 2.
+        checkpoint: Folder of the checkpoint that the step makes.
+        work: Folder of the training state, ``log.jsonl`` and ``settings.json``.
+        plain: Checkpoint of step 1, the teacher; None in step 1.
+    """
+
+    start: Path
+    checkpoint: Path
+    work: Path
+    plain: Path | None = None
+
+
+class StageLoss(nn.Module):
+    """The part that every family's loss has: a trained network, a frozen teacher, a projection.
+
+    Args:
+        network: Is trained.
+        settings: Weights of the losses.
+        teacher: The plain reader, in the same dtype; not a submodule, so never trained or shared.
+        width: Of the states that the recovery loss projects back.
+    """
+
+    def __init__(
+        self, network: nn.Module, settings: StageSettings, teacher: nn.Module | None, width: int
+    ) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+        self._teacher = (teacher,)
+        self.recovery: nn.Linear | None = None
+        if settings.stage == "binarize" and settings.recovery_weight:
+            self.recovery = nn.Linear(width, width)
+            nn.init.eye_(self.recovery.weight)
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring network and teacher to where and how they compute."""
+        settings = self.settings
+        self.to(device, dtype).train()
+        pool = make_pool(settings.dropout, settings.loop.seed, dtype, device)
+        use_pooled_dropout(self.network, pool)
+        if self._teacher[0] is not None:
+            self._teacher[0].to(device, dtype).eval().requires_grad_(False)
+
+
+def run_stage(
+    loss: StageLoss,
+    *,
+    settings: StageSettings,
+    plan: Callable[[int], Sequence[Batch]],
+    evaluate: Callable[[], dict[str, float]],
+    save: Callable[[Path, nn.Module], None],
+    places: Places,
+    recorded: dict[str, object],
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Train a loss's network and keep the best of it.
+
+    Args:
+        loss: Takes what ``plan`` makes; parameters that need no gradient stay as they are.
+        settings: Length, rates, precision.
+        plan: Epoch number to its batches.
+        evaluate: Dev figures with a ``score``, of the loss's network.
+        save: Writes a network with float32 weights to a folder.
+        places: Where the checkpoint and everything else go.
+        recorded: Further settings to write down.
+        accelerator: Devices, processes and trackers.
+
+    Returns:
+        The best dev figures.
+    """
+    loss.prepare(accelerator.device, DTYPES[settings.precision])
+    if accelerator.is_main_process:
+        places.work.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(settings) | recorded, indent=2, default=str)
+        (places.work / "settings.json").write_text(text + "\n")
+    named = [(n, p) for n, p in loss.named_parameters() if p.requires_grad]
+
+    def make_optimizer(total: int) -> MasterAdamW:
+        rates = settings.loop
+        return MasterAdamW(
+            named, lr=rates.lr, weight_decay=rates.weight_decay, warmup=rates.warmup, total=total
+        )
+
+    def keep() -> None:
+        # The masters, not their 16-bit shadows: half of the precision would be lost otherwise.
+        exact = copy.deepcopy(loss.network).cpu().float()
+        masters = loop.optimizer.masters
+        with torch.no_grad():
+            for name, parameter in exact.named_parameters():
+                if (master := masters.get(f"network.{name}")) is not None:
+                    parameter.copy_(master)
+        save(places.checkpoint, exact)
+
+    loop = Loop(
+        settings.loop, plan=plan, loss=loss, make_optimizer=make_optimizer, evaluate=evaluate,
+        keep=keep, folder=places.work, accelerator=accelerator,
+    )  # fmt: skip
+    return loop.run()

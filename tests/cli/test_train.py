@@ -1,0 +1,155 @@
+"""``btr train``: three commands make a reader of either family; kills, processes, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli_lines import one_line
+from tiny_readers import tiny_model
+from tiny_t5 import t5_tokenizer, tiny_t5
+
+Run = Callable[..., tuple[int, str, str]]
+
+SHORT = ["--epochs", "1", "--dev-share", "0.3", "--token-budget", "500", "--warmup", "2"]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "bridges.jsonl"
+    with path.open("w") as out:
+        for n in range(30):
+            king = ["Harald", "Olaf"][n % 2]
+            contexts = [
+                {"title": "Bridge", "text": f"The bridge {n} was built by king {king} of stone."},
+                {"title": "Lake", "text": f"Lake {n} is salt."},
+            ]
+            record = {"question": f"who built {n}?", "answers": [king], "ctxs": contexts}
+            out.write(json.dumps(record) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory, tokenizer) -> dict[str, Path]:
+    """Plain pretrained models, as a user has them."""
+    folder = tmp_path_factory.mktemp("bases")
+    tiny_model(tokenizer).bert.save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    tiny_t5(t5_tokenizer(), wild=False).save_pretrained(folder / "t5")
+    t5_tokenizer().save_pretrained(folder / "t5")
+    return {"bert": folder / "bert", "t5": folder / "t5"}
+
+
+@pytest.mark.parametrize(("family", "layout"), [("bert", "3+2"), ("t5", "3+1")])
+def test_three_commands_make_a_reader(
+    run: Run, tmp_path, questions, bases, family: str, layout: str
+):
+    reader, report = tmp_path / "mine", tmp_path / "report.json"
+    common = ["-o", reader, "--data", questions, *SHORT, "--json", report]
+    extra = ["--query-budget", "16", "--passage-budget", "60"] if family == "t5" else []
+    for stage, options in (
+        ("reader", ["--from", bases[family], *extra]),
+        ("decompose", ["--layout", layout]),
+        ("binarize", []),
+    ):
+        code, _, err = run("train", "--stage", stage, *common, *options)
+        assert code == 0, err
+        figures = json.loads(report.read_text())
+        assert figures["stage"] == stage
+        assert 0 <= figures["dev"]["bridges_f1"] <= 100
+    assert {p.name for p in reader.iterdir()} == {"plain", "decomposed", "btr", "training"}
+    for mode in ("plain", "decomposed", "btr"):
+        code, _, err = run("eval", "--reader", reader, "--data", questions, "--mode", mode,
+                           "--limit", "3", "--json", report)  # fmt: skip
+        assert code == 0, err
+        assert json.loads(report.read_text())["family"] == family
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "btr", "train", *map(str, words)]
+
+
+def test_killed_and_run_again_gives_the_same_checkpoint(tmp_path, questions, bases):
+    words = ["--stage", "reader", "--from", bases["bert"], "--data", questions, "--epochs", "3",
+             "--dev-share", "0.3", "--token-budget", "200"]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command("-o", whole, *words), check=True, capture_output=True)
+    process = subprocess.Popen(command("-o", cut, *words), stdout=subprocess.DEVNULL)
+    log = cut / "training" / "reader" / "log.jsonl"
+    while process.poll() is None and not log.exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command("-o", cut, *words), check=True, capture_output=True)
+    assert digest(whole / "plain") == digest(cut / "plain")
+
+
+def test_two_processes_train_one_reader(tmp_path, questions, bases):
+    """Gradients are averaged: each process takes every other batch, and one checkpoint results."""
+    words = ["train", "--stage", "reader", "--from", bases["t5"], "--data", questions, *SHORT,
+             "-o", tmp_path / "mine"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", "2", "-m", "btr", *map(str, words)]  # fmt: skip
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "1",
+    }
+    done = subprocess.run(torchrun, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    work = tmp_path / "mine" / "training" / "reader"
+    assert json.loads((work / "state" / "state.json").read_text())["settings"]["processes"] == 2
+    steps = [json.loads(line)["step"] for line in (work / "log.jsonl").read_text().splitlines()]
+    single = tmp_path / "single"
+    one = command("-o", single, *words[1:-2])
+    subprocess.run(one, check=True, capture_output=True)
+    alone = (single / "training" / "reader" / "log.jsonl").read_text().splitlines()
+    assert steps[-1] == -(-json.loads(alone[-1])["step"] // 2)
+
+
+def test_tensorboard_gets_the_losses(run: Run, tmp_path, questions, bases):
+    code, _, err = run("train", "--stage", "reader", "--from", bases["bert"], "-o", tmp_path / "r",
+                       "--data", questions, *SHORT, "--track", "tensorboard")  # fmt: skip
+    assert code == 0, err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "r" / "training" / "reader" / "btr"))
+    events.Reload()
+    assert {"task", "dev.score"} <= set(events.Tags()["scalars"])
+
+
+def test_bad_input_is_one_line(run: Run, tmp_path, questions, bases):
+    reader = tmp_path / "mine"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "q", "answers": ["a"], "ctxs": [{"text": "a b"}]}\n{"q": 1}\n')
+    base = ["--data", questions, "-o", reader, *SHORT]
+    start = ["--from", bases["t5"]]
+    for words, status, message in (
+        (["--stage", "reader", *base], 2, "give --from"),
+        (["--stage", "decompose", *base], 2, "step decompose finds no checkpoint"),
+        (["--stage", "decompose", *base, *start, "--layout", "4-3"], 2, "LOWER+JOINT"),
+        (["--stage", "reader", "--data", f"{questions}=7", "-o", reader, *start], 2, "bad share"),
+        (["--stage", "reader", "--data", bad, "-o", reader, *start], 3, "bad.jsonl, line 2"),
+        (["--stage", "reader", *base, "--from", bases["bert"], "--recompute"], 2, "--recompute"),
+        (["--stage", "reader", *base, *start, "--positives", "2"], 2, "positives"),
+        (["--stage", "reader", *base, *start, "--score-on", "nq"], 2, "score on: nq"),
+        (["--stage", "binarize", *base, *start, "--query-budget", "8"], 2, "step binarize"),
+        (["--stage", "reader", *base, "--from", tmp_path / "none"], 3, "none"),
+    ):
+        code, _, err = run("train", *words)
+        assert code == status, (words, err)
+        assert message in one_line(err), (words, err)
+    assert not (reader / "plain").exists()

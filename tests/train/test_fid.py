@@ -1,0 +1,222 @@
+"""Fusion-in-Decoder training: the pass equals the reader, losses do what they say, steps chain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from btr.data.passages import Passage
+from btr.errors import InputError, UsageError
+from btr.readers.base import MODES
+from btr.readers.t5 import T5Reader
+from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
+from btr.readers.t5_decoder import Cache
+from btr.readers.t5_engine import FidEngine
+from btr.readers.t5_network import SplitT5
+from btr.train.fid import FidLoss, train_fid
+from btr.train.fid_examples import (
+    FidData,
+    FidDataSettings,
+    FidExample,
+    collate,
+    epoch_batches,
+)
+from btr.train.fid_pass import TrainingPass
+from btr.train.loop import LoopSettings
+from btr.train.sources import Source
+from btr.train.stage import Places, StageSettings
+from tiny_t5 import LAYERS, t5_tokenizer, tiny_t5
+
+BUDGET = 16
+
+
+@pytest.fixture(scope="module")
+def t5_tok():
+    return t5_tokenizer()
+
+
+def some_data(seed: int = 0) -> FidData:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int):
+        return torch.randint(5, 40, (n,), generator=generator).int().numpy()
+
+    data = FidData(
+        questions=[ids(5), ids(9), ids(3)],
+        passages=[ids(n) for n in (12, 7, 20, 4, 15, 9)],
+        answers=[ids(3), ids(1), ids(4)],
+    )
+    data.examples = [
+        FidExample(0, (0, 1, 2), (0,)), FidExample(1, (3,), (1,)), FidExample(2, (4, 5), (2,)),
+    ]  # fmt: skip
+    return data
+
+
+def reader_logits(network: SplitT5, data: FidData, example: FidExample) -> torch.Tensor:
+    """Logits of an example's answer by the reader's own packed path and caches."""
+    engine = FidEngine(network, scale="rms16", query_budget=BUDGET)
+    rows = engine.encode([data.passages[p].tolist() for p in example.passages])
+    question = data.questions[example.question].tolist()
+    with torch.inference_mode():
+        passages = (
+            engine.restore(rows) if network.split_layer
+            else engine.embed([data.passages[p].tolist() for p in example.passages])
+        )  # fmt: skip
+        memory = engine.remember([question], [passages])[0]
+        labels = data.answers[example.answers[0]].tolist()
+        given = torch.tensor([[engine.decoder.start_token, *labels[:-1]]])
+        cache = Cache(engine.decoder, 1, len(labels))
+        hidden = engine.decoder.run(given, 0, cache, [memory], [1])
+        return engine.decoder.logits(hidden)[0]
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1", "flan"])
+@pytest.mark.parametrize(
+    ("split", "binarized"), [(0, False), (2, False), (2, True), (LAYERS, True)]
+)
+def test_what_is_trained_is_what_is_read(t5_tok, kind: str, split: int, binarized: bool):
+    network = SplitT5(tiny_t5(t5_tok, kind), split, binarized=binarized).eval()
+    data = some_data()
+    batch = collate(data, data.examples)
+    with torch.no_grad():
+        logits = TrainingPass(network, BUDGET)(batch).logits
+    for i, example in enumerate(data.examples):
+        wanted = reader_logits(network, data, example)
+        # Stored scales and continuous states are float16.
+        torch.testing.assert_close(logits[i, : len(wanted)], wanted, rtol=0.01, atol=0.05)
+
+
+def test_recomputing_gives_the_same_gradients(t5_tok):
+    data = some_data()
+    grads = []
+    for recompute in (False, True):
+        network = SplitT5(tiny_t5(t5_tok), 2, binarized=True).eval()
+        settings = StageSettings("binarize", LoopSettings(1, 1e-3), recovery_weight=0.5)
+        torch.manual_seed(0)
+        loss = FidLoss(network, data, settings, BUDGET, recompute=recompute)
+        torch.stack(list(loss(data.examples).values())).sum().backward()
+        grads.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert len(grads[0]) > 20
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_network_that_is_its_own_teacher_has_nothing_to_learn_from_it(t5_tok):
+    data = some_data()
+    network = SplitT5(tiny_t5(t5_tok), 0).eval()
+    settings = StageSettings("decompose", LoopSettings(1, 1e-3), state_weight=1, answer_weight=1)
+    same = FidLoss(network, data, settings, BUDGET, teacher=network)(data.examples)
+    assert same["state"].item() == pytest.approx(0, abs=1e-6)
+    assert same["answer"].item() == pytest.approx(0, abs=1e-5)
+    other = SplitT5(tiny_t5(t5_tok), 2).eval()
+    split = FidLoss(other, data, settings, BUDGET, teacher=network)(data.examples)
+    assert split["state"].item() > 0.01
+    assert split["answer"].item() > 0.01
+
+
+def test_batches_hold_every_question_once_within_the_budget():
+    data = some_data()
+    data.examples = data.examples * 5
+    batches = epoch_batches(data, seed=3, epoch=0, token_budget=120)
+    assert sorted(e.question for b in batches for e in b) == sorted([0, 1, 2] * 5)
+    for batch in batches:
+        made = collate(data, batch)
+        padded = (made.query_ids.shape[1] + made.passage_ids.shape[1]) * len(made.passage_ids)
+        assert padded <= 120 or len(batch) == 1
+    assert batches == epoch_batches(data, seed=3, epoch=0, token_budget=120)
+    assert batches != epoch_batches(data, seed=3, epoch=1, token_budget=120)
+
+
+def write_questions(path: Path, count: int = 40) -> Path:
+    with path.open("w") as out:
+        for n in range(count):
+            answer = ["Harald", "Olaf"][n % 2]
+            text = f"The first bridge number {n} was built by king {answer} over the wide lake."
+            contexts = [{"id": f"p{n}", "title": "Bridge", "text": text},
+                        {"id": f"q{n}", "title": "Lake", "text": f"Lake {n} is salt."}]  # fmt: skip
+            record = {"question": f"who built it {n}?", "answers": [answer], "ctxs": contexts}
+            out.write(json.dumps(record) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, t5_tok) -> Path:
+    folder = tmp_path_factory.mktemp("t5base")
+    tiny_t5(t5_tok, wild=False).save_pretrained(folder)
+    t5_tok.save_pretrained(folder)
+    return folder
+
+
+LOOP = LoopSettings(epochs=1, lr=3e-3, warmup=2, state_minutes=0)
+CONFIG = T5ReaderConfig(query_budget=BUDGET, passage_budget=60, answer_budget=8)
+
+
+def places(folder: Path, mode: str, start: Path, plain: Path | None = None) -> Places:
+    return Places(start, folder / mode, folder / "training" / mode, plain)
+
+
+def test_three_steps_give_three_readers(tmp_path, base, t5_tok):
+    questions = write_questions(tmp_path / "questions.jsonl")
+    data = FidDataSettings((Source(questions),), passages=2, dev_share=0.2)
+    plain, decomposed = tmp_path / "plain", tmp_path / "decomposed"
+    train_fid(StageSettings("reader", LOOP, 1500), data, places(tmp_path, "plain", base),
+              config=CONFIG)  # fmt: skip
+    train_fid(
+        StageSettings("decompose", LOOP, 1500, state_weight=0.1, answer_weight=1), data,
+        places(tmp_path, "decomposed", plain, plain), layout=(3, 1),
+    )  # fmt: skip
+    figures = train_fid(
+        StageSettings("binarize", LOOP, 1500, recovery_weight=0.1), data,
+        places(tmp_path, "btr", decomposed, plain),
+    )  # fmt: skip
+    assert {"questions_em", "questions_f1", "score"} <= figures.keys()
+    passage = Passage("p", "The first bridge was built by king Harald over the lake.", "Bridge")
+    for mode in MODES:
+        reader = T5Reader.from_pretrained(tmp_path / mode)
+        assert (reader.mode, reader.split_layer) == (mode, 0 if mode == "plain" else 3)
+        assert reader.config.query_budget == BUDGET
+        assert reader.read("who built it?", [passage]).answers
+    log = (tmp_path / "training" / "decomposed" / "log.jsonl").read_text()
+    assert {"task", "answer", "state"} <= json.loads(log.splitlines()[0]).keys()
+
+
+def test_training_learns(tmp_path, base):
+    questions = write_questions(tmp_path / "questions.jsonl")
+    data = FidDataSettings((Source(questions),), passages=1, dev_share=0.2)
+    loop = LoopSettings(epochs=3, lr=1e-2, warmup=2)
+    settings = StageSettings("reader", loop, 400, dropout=0.0)
+    train_fid(settings, data, places(tmp_path, "plain", base), config=CONFIG)
+    lines = (tmp_path / "training" / "plain" / "log.jsonl").read_text().splitlines()
+    losses = [line["task"] for line in map(json.loads, lines) if "task" in line]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_wrong_starts_are_named(tmp_path, base):
+    questions = write_questions(tmp_path / "questions.jsonl", 10)
+    data = FidDataSettings((Source(questions),), dev_share=0.2)
+    here = places(tmp_path, "out", base)
+    with pytest.raises(UsageError, match="give --plain"):
+        train_fid(StageSettings("decompose", LOOP), data, here, layout=(2, 2))
+    with pytest.raises(UsageError, match="starts from a decomposed checkpoint"):
+        train_fid(StageSettings("binarize", LOOP), data, here)
+    with pytest.raises(UsageError, match=r"sum to 4.*give --layout 3\+1"):
+        train_fid(StageSettings("decompose", LOOP), data, here, layout=(2, 1))
+    nothing = FidDataSettings((Source(questions),), dev_share=0)
+    with pytest.raises(InputError, match="no question was held out"):
+        train_fid(StageSettings("reader", LOOP), nothing, here)
+
+
+def test_tied_embeddings_stay_tied(tmp_path, t5_tok):
+    tiny_t5(t5_tok, "v1.0", wild=False).save_pretrained(tmp_path / "base")
+    t5_tok.save_pretrained(tmp_path / "base")
+    questions = write_questions(tmp_path / "questions.jsonl", 20)
+    data = FidDataSettings((Source(questions),), passages=1, dev_share=0.2)
+    train_fid(StageSettings("reader", LOOP, 300), data,
+              places(tmp_path, "plain", tmp_path / "base"), config=CONFIG)  # fmt: skip
+    network, _, _ = load_network(tmp_path / "plain")
+    before, _, _ = load_network(tmp_path / "base")
+    assert network.model.lm_head.weight is network.model.shared.weight
+    assert not torch.equal(network.model.shared.weight, before.model.shared.weight)

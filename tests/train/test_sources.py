@@ -1,0 +1,120 @@
+"""Which questions are trained on, which are held out, and what is counted as useless."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from btr.errors import InputError, UsageError
+from btr.train.sources import Rejects, Source, find_answers, held_out, parse_source
+from btr.train.span_sources import SpanDataSettings, load_span_data
+
+SHARE = 0.3
+
+
+def write(path: Path, records: list[dict]) -> Source:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return Source(path)
+
+
+def bridges(count: int = 80) -> list[dict]:
+    """Questions that three passages answer each, after one that does not."""
+    records = []
+    for n in range(count):
+        texts = [f"Place {part}: the bridge {n} was built by king Harald." for part in range(3)]
+        contexts = [{"title": "Bridge", "text": t} for t in [f"Lake {n} is salt.", *texts]]
+        records.append({"question": f"who built bridge {n}?", "answers": ["king Harald"],
+                        "ctxs": contexts})  # fmt: skip
+    return records
+
+
+def test_a_held_out_question_is_in_train_with_none_of_its_passages(tmp_path, tokenizer):
+    """Several passages answer a question; one of them held out must not leave it in train."""
+    records = bridges()
+    settings = SpanDataSettings((write(tmp_path / "a.jsonl", records),), dev_share=SHARE,
+                                positives=2)  # fmt: skip
+    train, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    first = [held_out(r["ctxs"][1]["text"], SHARE) for r in records]
+    later = [any(held_out(c["text"], SHARE) for c in r["ctxs"][2:]) for r in records]
+    assert 0 < sum(first) < len(records)
+    assert any(later)
+    assert len(dev.questions["a"]) == sum(first)
+    trained = {tuple(train.questions[e.question]) for e in train.examples}
+    asked = {tuple(dev.data.questions[row.example.question]) for row in dev.questions["a"]}
+    assert trained
+    assert asked
+    assert not trained & asked
+    held = {tuple(p) for p in dev.data.passages}
+    assert not held & {tuple(p) for p in train.passages}
+
+
+def test_passages_without_the_answer_are_negatives(tmp_path, tokenizer):
+    sources = (write(tmp_path / "a.jsonl", bridges()),)
+    for positives in (1, 2):
+        settings = SpanDataSettings(sources, dev_share=0.1, positives=positives)
+        train, _ = load_span_data(settings, tokenizer, 48, Rejects())
+        per_question = len(train.examples) / len({e.question for e in train.examples})
+        assert positives - 0.3 < per_question <= positives
+        assert train.negatives
+        assert not set(map(tuple, train.negatives.values())) & {
+            (e.passage,) for e in train.examples
+        }
+
+
+def test_a_dev_file_leaves_train_whole(tmp_path, tokenizer):
+    records = bridges()
+    sources = (write(tmp_path / "train.jsonl", records[:60]),)
+    settings = SpanDataSettings(sources, dev=(write(tmp_path / "dev.jsonl", records[60:]).path,))
+    train, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    assert len({e.question for e in train.examples}) == 60
+    assert {name: len(rows) for name, rows in dev.questions.items()} == {"dev": 20}
+
+
+def test_useless_questions_are_counted(tmp_path, tokenizer):
+    records = bridges()
+    records[3]["answers"] = []
+    records[4]["answers"] = [" "]
+    records[5]["ctxs"] = []
+    records[6]["ctxs"] = records[6]["ctxs"][:1]
+    rejects = Rejects()
+    sources = (write(tmp_path / "a.jsonl", records),)
+    load_span_data(SpanDataSettings(sources, dev_share=0.1), tokenizer, 48, rejects)
+    assert (rejects.without_answer, rejects.without_passage) == (2, 1)
+    assert rejects.without_answer_in_passage >= 1
+
+
+def test_bad_data_is_named_with_file_and_line(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps(r) for r in bridges(5)]
+    path.write_text("\n".join([*lines[:2], json.dumps({"text": "no question"}), *lines[2:]]))
+    with pytest.raises(InputError, match=r"a\.jsonl, line 3"):
+        load_span_data(SpanDataSettings((Source(path),)), tokenizer, 48, Rejects())
+    empty = SpanDataSettings((write(path, [{"question": "q", "answers": [], "ctxs": []}]),))
+    with pytest.raises(InputError, match=r"no question to train on.*1 questions without an"):
+        load_span_data(empty, tokenizer, 48, Rejects())
+
+
+def test_sources_are_files_with_shares():
+    assert parse_source("a/b.jsonl.gz") == Source(Path("a/b.jsonl.gz"), 1.0)
+    assert parse_source("b.jsonl=0.25") == Source(Path("b.jsonl"), 0.25)
+    assert parse_source("b.jsonl=0.25").name == "b"
+    for bad in ("b.jsonl=2", "b.jsonl=x", "b.jsonl=0"):
+        with pytest.raises(UsageError, match="bad share"):
+            parse_source(bad)
+
+
+def test_answers_are_whole_words_in_any_case():
+    text = "In 1990 the Cat sat. A concatenated cat, and cat's."
+    spans = find_answers(text, ["cat", "the  cat"])
+    assert [text[a:b] for a, b in spans] == ["the Cat", "Cat", "cat", "cat"]
+    assert find_answers("It cost 3,000 (about).", ["(about)"]) == [(14, 21)]
+    assert find_answers("nothing here", ["", "absent"]) == []
+
+
+def test_dev_is_a_split_by_passage():
+    texts = [f"passage {i}" for i in range(5000)]
+    share = sum(held_out(t, 0.1) for t in texts) / len(texts)
+    assert 0.08 < share < 0.12
+    assert [held_out(t, 0.1) for t in texts] == [held_out(t, 0.1) for t in texts]
