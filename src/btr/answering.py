@@ -82,28 +82,34 @@ class Answerer:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, mode: Mode | None = None, dtype: str | None = None
+        cls,
+        path: Path | str,
+        *,
+        reader: str = "",
+        mode: Mode | None = None,
+        dtype: str | None = None,
     ) -> Answerer:
-        """Open a store with the reader that made it.
+        """Open a store with the reader that made it, or one that was adapted from it.
 
         Args:
             path: The store's folder.
+            reader: Name, folder or Hub id of another reader; "" for the store's own.
             mode: ``None`` for the mode whose states are stored. ``plain`` reads the passages' text
                 with the plain reader; the mode that is not stored encodes passages when asked.
             dtype: "bf16" or "fp32"; None for the faster one here.
 
         Raises:
-            IncompatibleError: The reader found under the store's reader name is another one.
+            IncompatibleError: The reader's stored states would be others than the store's.
         """
         store = TokenStore.open(Path(path))
         settings = store.manifest.spec.settings
         stored_mode = settings["mode"]
         wanted = mode or stored_mode
         chosen = DTYPES[dtype or default_dtype()]
-        reader = load_reader(str(settings["reader"]), wanted, dtype=chosen)
+        loaded = load_reader(reader or str(settings["reader"]), wanted, dtype=chosen)
         if wanted == stored_mode:
-            store.require(reader.fingerprint)
-        return cls(store, reader, open_retriever(store))
+            store.require(loaded.fingerprint)
+        return cls(store, loaded, open_retriever(store))
 
     def ask(
         self,

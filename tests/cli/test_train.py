@@ -72,6 +72,19 @@ def test_three_commands_make_a_reader(
                            "--limit", "3", "--json", report)  # fmt: skip
         assert code == 0, err
         assert json.loads(report.read_text())["family"] == family
+    # Adapted to another task it still answers from a store made before.
+    store, adapted = tmp_path / "store", tmp_path / "adapted"
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        '{"id": "b", "title": "Bridge", "text": "The bridge 1 was built by king Olaf."}'
+    )
+    code, _, err = run("index", corpus, "-o", store, "--reader", reader)
+    assert code == 0, err
+    code, _, err = run("train", "--stage", "adapt", "-o", adapted, "--from", reader, *common[2:],
+                       "--store", store)  # fmt: skip
+    assert code == 0, err
+    code, _, err = run("ask", store, "who built it?", "--reader", adapted)
+    assert code == 0, err
 
 
 def digest(folder: Path) -> str:

@@ -64,7 +64,7 @@ def places(folder: Path, mode: str, start: Path, plain: Path | None = None) -> P
     return Places(start, folder / mode, folder / "training" / mode, plain)
 
 
-def test_three_steps_give_three_readers(tmp_path, data, base):
+def test_three_steps_give_three_readers_and_a_fourth_keeps_their_bits(tmp_path, data, base):
     figures = train_extractive(settings("reader"), data, places(tmp_path, "plain", base))
     assert 0 <= figures["gold_f1"] <= 100
     assert figures["score"] == pytest.approx(figures["gold_f1"], abs=0.01)
@@ -77,7 +77,17 @@ def test_three_steps_give_three_readers(tmp_path, data, base):
         settings("binarize", answer_weight=1.0, recovery_weight=0.1), data,
         places(tmp_path, "btr", tmp_path / "decomposed", plain),
     )  # fmt: skip
+    loop = LoopSettings(epochs=1, lr=0.01, warmup=1)
+    train_extractive(
+        StageSettings("adapt", loop, token_budget=600), data,
+        places(tmp_path, "adapted", tmp_path / "btr"),
+    )  # fmt: skip
     passage = Passage("p", TEXT.format(n=1), "Bridge")
+    before, after = (BertReader.from_pretrained(tmp_path / name) for name in ("btr", "adapted"))
+    assert before.fingerprint == after.fingerprint
+    assert before.encode([passage])[0].rows.tobytes() == after.encode([passage])[0].rows.tobytes()
+    assert not torch.equal(before.network.joint[0].output.dense.weight,
+                           after.network.joint[0].output.dense.weight)  # fmt: skip
     for mode, split, depth in (("plain", 0, 4), ("decomposed", 3, 5), ("btr", 3, 5)):
         reader = BertReader.from_pretrained(tmp_path / mode)
         assert reader.mode == mode
@@ -153,3 +163,13 @@ def test_binarizing_starts_from_the_least_squares_fit(tokenizer):
     error = (state - restored)[batch.passage_mask].square().mean()
     plain_rule = (state - torch.where(state > 0, 1.0, -1.0))[batch.passage_mask].square().mean()
     assert error < plain_rule
+
+
+def test_the_papers_own_rule_learns_no_scale(tokenizer):
+    split = start_decomposed(SplitBert(tiny_model(tokenizer), 0, 24), 2, 2).eval()
+    data, _ = batch_of()
+    network = start_binarized(split, data, "raw")
+    assert (network.binarizer.scale == 1).all()
+    assert (network.binarizer.offset == 0).all()
+    with pytest.raises(UsageError, match="pre-norm"):
+        start_binarized(split, data, "tanh")

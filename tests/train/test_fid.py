@@ -31,6 +31,8 @@ from btr.train.stage import Places, StageSettings
 from tiny_t5 import LAYERS, t5_tokenizer, tiny_t5
 
 BUDGET = 16
+LOOP = LoopSettings(epochs=1, lr=3e-3, warmup=2, state_minutes=0)
+CONFIG = T5ReaderConfig(query_budget=BUDGET, passage_budget=60, answer_budget=8)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_recomputing_gives_the_same_gradients(t5_tok):
         network = SplitT5(tiny_t5(t5_tok), 2, binarized=True).eval()
         settings = StageSettings("binarize", LoopSettings(1, 1e-3), recovery_weight=0.5)
         torch.manual_seed(0)
-        loss = FidLoss(network, data, settings, BUDGET, recompute=recompute)
+        loss = FidLoss(network, data, settings, CONFIG, recompute=recompute)
         torch.stack(list(loss(data.examples).values())).sum().backward()
         grads.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     assert len(grads[0]) > 20
@@ -108,11 +110,11 @@ def test_a_network_that_is_its_own_teacher_has_nothing_to_learn_from_it(t5_tok):
     data = some_data()
     network = SplitT5(tiny_t5(t5_tok), 0).eval()
     settings = StageSettings("decompose", LoopSettings(1, 1e-3), state_weight=1, answer_weight=1)
-    same = FidLoss(network, data, settings, BUDGET, teacher=network)(data.examples)
+    same = FidLoss(network, data, settings, CONFIG, teacher=network)(data.examples)
     assert same["state"].item() == pytest.approx(0, abs=1e-6)
     assert same["answer"].item() == pytest.approx(0, abs=1e-5)
     other = SplitT5(tiny_t5(t5_tok), 2).eval()
-    split = FidLoss(other, data, settings, BUDGET, teacher=network)(data.examples)
+    split = FidLoss(other, data, settings, CONFIG, teacher=network)(data.examples)
     assert split["state"].item() > 0.01
     assert split["answer"].item() > 0.01
 
@@ -150,37 +152,80 @@ def base(tmp_path_factory, t5_tok) -> Path:
     return folder
 
 
-LOOP = LoopSettings(epochs=1, lr=3e-3, warmup=2, state_minutes=0)
-CONFIG = T5ReaderConfig(query_budget=BUDGET, passage_budget=60, answer_budget=8)
-
-
 def places(folder: Path, mode: str, start: Path, plain: Path | None = None) -> Places:
     return Places(start, folder / mode, folder / "training" / mode, plain)
 
 
-def test_three_steps_give_three_readers(tmp_path, base, t5_tok):
-    questions = write_questions(tmp_path / "questions.jsonl")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base) -> Path:
+    """A reader after all three steps, with its folders of work."""
+    folder = tmp_path_factory.mktemp("trained")
+    questions = write_questions(folder / "questions.jsonl")
     data = FidDataSettings((Source(questions),), passages=2, dev_share=0.2)
-    plain, decomposed = tmp_path / "plain", tmp_path / "decomposed"
-    train_fid(StageSettings("reader", LOOP, 1500), data, places(tmp_path, "plain", base),
+    plain, decomposed = folder / "plain", folder / "decomposed"
+    train_fid(StageSettings("reader", LOOP, 1500), data, places(folder, "plain", base),
               config=CONFIG)  # fmt: skip
     train_fid(
         StageSettings("decompose", LOOP, 1500, state_weight=0.1, answer_weight=1), data,
-        places(tmp_path, "decomposed", plain, plain), layout=(3, 1),
+        places(folder, "decomposed", plain, plain), layout=(3, 1),
     )  # fmt: skip
     figures = train_fid(
         StageSettings("binarize", LOOP, 1500, recovery_weight=0.1), data,
-        places(tmp_path, "btr", decomposed, plain),
+        places(folder, "btr", decomposed, plain),
     )  # fmt: skip
     assert {"questions_em", "questions_f1", "score"} <= figures.keys()
-    passage = Passage("p", "The first bridge was built by king Harald over the lake.", "Bridge")
+    return folder
+
+
+PASSAGE = Passage("p", "The first bridge was built by king Harald over the lake.", "Bridge")
+
+
+def test_three_steps_give_three_readers(trained):
     for mode in MODES:
-        reader = T5Reader.from_pretrained(tmp_path / mode)
+        reader = T5Reader.from_pretrained(trained / mode)
         assert (reader.mode, reader.split_layer) == (mode, 0 if mode == "plain" else 3)
         assert reader.config.query_budget == BUDGET
-        assert reader.read("who built it?", [passage]).answers
-    log = (tmp_path / "training" / "decomposed" / "log.jsonl").read_text()
+        assert reader.read("who built it?", [PASSAGE]).answers
+    log = (trained / "training" / "decomposed" / "log.jsonl").read_text()
     assert {"task", "answer", "state"} <= json.loads(log.splitlines()[0]).keys()
+
+
+@pytest.mark.parametrize("rule", ["raw", "norm", "tanh"])
+def test_naive_rules_are_scored_and_leave_no_reader(tmp_path, trained, rule: str):
+    data = FidDataSettings((Source(trained / "questions.jsonl"),), passages=2, dev_share=0.2)
+    settings = StageSettings("binarize", LOOP, 1500, recovery_weight=0.1, rule=rule)
+    here = places(tmp_path, "btr", trained / "decomposed", trained / "plain")
+    figures = train_fid(settings, data, here)
+    assert 0 <= figures["questions_f1"] <= 100
+    assert not here.checkpoint.exists()
+
+
+def test_an_adapted_reader_makes_the_same_bits(tmp_path, trained):
+    data = FidDataSettings((Source(trained / "questions.jsonl"),), passages=2, dev_share=0.2)
+    here = places(tmp_path, "btr", trained / "btr")
+    loop = LoopSettings(epochs=2, lr=3e-2, warmup=2)
+    train_fid(StageSettings("adapt", loop, 1500), data, here)
+    before, after = (T5Reader.from_pretrained(f) for f in (trained / "btr", here.checkpoint))
+    assert before.fingerprint == after.fingerprint
+    rows = [reader.encode([PASSAGE])[0].rows.tobytes() for reader in (before, after)]
+    assert rows[0] == rows[1]
+    joint = [
+        reader.network.blocks[3].layer[1].DenseReluDense.wo.weight for reader in (before, after)
+    ]
+    assert not torch.equal(*joint)
+
+
+def test_stored_states_train_like_those_made_on_the_way(t5_tok):
+    """The pass over rows gives the logits of the pass over token ids."""
+    network = SplitT5(tiny_t5(t5_tok), 2, binarized=True).eval()
+    data = some_data()
+    engine = FidEngine(network, scale="rms16", query_budget=BUDGET)
+    run = TrainingPass(network, BUDGET)
+    with torch.no_grad():
+        made = run(collate(data, data.examples)).logits
+        data.rows = engine.encode([ids.tolist() for ids in data.passages])
+        stored = run(collate(data, data.examples)).logits
+    torch.testing.assert_close(made, stored, rtol=0.01, atol=0.05)
 
 
 def test_training_learns(tmp_path, base):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from btr.errors import IncompatibleError, InputError
-from btr.train.loop import Loop, LoopSettings
+from btr.train.loop import Loop, LoopSettings, Loss
 from btr.train.optimizer import MasterAdamW
 
 SETTINGS = LoopSettings(epochs=3, lr=0.05, warmup=2, state_minutes=0.0)
@@ -27,7 +27,7 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
     steps = {"n": 0}
     kept: list[float] = []
 
-    class Loss(nn.Module):
+    class Mse(Loss):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
@@ -43,7 +43,7 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
     loop: Loop[int] = Loop(
         settings,
         plan=lambda epoch: [100 * epoch + i for i in range(7)],
-        loss=Loss(),
+        loss=Mse(),
         make_optimizer=lambda total: MasterAdamW(
             network.named_parameters(), lr=settings.lr, weight_decay=0.01, warmup=2, total=total
         ),

@@ -35,7 +35,8 @@ def test_a_held_out_question_is_in_train_with_none_of_its_passages(tmp_path, tok
     records = bridges()
     settings = SpanDataSettings((write(tmp_path / "a.jsonl", records),), dev_share=SHARE,
                                 positives=2)  # fmt: skip
-    train, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    builder, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    train = builder.data
     first = [held_out(r["ctxs"][1]["text"], SHARE) for r in records]
     later = [any(held_out(c["text"], SHARE) for c in r["ctxs"][2:]) for r in records]
     assert 0 < sum(first) < len(records)
@@ -54,7 +55,8 @@ def test_passages_without_the_answer_are_negatives(tmp_path, tokenizer):
     sources = (write(tmp_path / "a.jsonl", bridges()),)
     for positives in (1, 2):
         settings = SpanDataSettings(sources, dev_share=0.1, positives=positives)
-        train, _ = load_span_data(settings, tokenizer, 48, Rejects())
+        builder, _ = load_span_data(settings, tokenizer, 48, Rejects())
+        train = builder.data
         per_question = len(train.examples) / len({e.question for e in train.examples})
         assert positives - 0.3 < per_question <= positives
         assert train.negatives
@@ -67,7 +69,8 @@ def test_a_dev_file_leaves_train_whole(tmp_path, tokenizer):
     records = bridges()
     sources = (write(tmp_path / "train.jsonl", records[:60]),)
     settings = SpanDataSettings(sources, dev=(write(tmp_path / "dev.jsonl", records[60:]).path,))
-    train, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    builder, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    train = builder.data
     assert len({e.question for e in train.examples}) == 60
     assert {name: len(rows) for name, rows in dev.questions.items()} == {"dev": 20}
 

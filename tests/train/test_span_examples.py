@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from btr.data.passages import Passage
 from btr.train.span_examples import (
     SpanData,
     SpanDataBuilder,
@@ -18,16 +19,16 @@ from btr.train.span_examples import (
 
 def test_an_answer_becomes_its_tokens(tokenizer):
     builder = SpanDataBuilder(tokenizer, 24, 64)
-    text = "The first bridge was built by king Harald over the river."
-    assert builder.add(builder.question("who built it?"), "Bridge", text, ["King Harald"])
+    bridge = Passage("b", "The first bridge was built by king Harald over the river.", "Bridge")
+    assert builder.add(builder.question("who built it?"), bridge, ["King Harald"])
     (example,) = builder.data.examples
     ((first, last),) = example.spans
     ids = builder.data.passages[example.passage][first : last + 1]
     assert tokenizer.decode(ids) == "king harald"
-    assert not builder.add(builder.question("what?"), "Bridge", text, ["queen"])
+    assert not builder.add(builder.question("what?"), bridge, ["queen"])
     # An answer past the budget is not a target.
     short = SpanDataBuilder(tokenizer, 24, 12)
-    assert not short.add(short.question("what?"), "Bridge", text, ["river"])
+    assert not short.add(short.question("what?"), bridge, ["river"])
 
 
 def test_collate_shares_passages_and_marks_targets():

@@ -45,6 +45,12 @@ def ask(
     passages: Annotated[
         int, typer.Option(min=1, max=1000, help="How many passages to retrieve and read.")
     ] = 20,
+    reader: Annotated[
+        str,
+        typer.Option(
+            "--reader", help="A reader that was adapted from the store's own, if not that one."
+        ),
+    ] = "",
     mode: ModeOption = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="How many candidates to show.")] = 3,
     search: SearchOption = "greedy",
@@ -62,7 +68,7 @@ def ask(
     from btr.answering import Answerer
 
     options = read_options(search, beams, intra, cross, every, int8)
-    answerer = Answerer.open(store, mode=mode, dtype=dtype)
+    answerer = Answerer.open(store, reader=reader, mode=mode, dtype=dtype)
     reply = answerer.ask(question, passages=passages, top=top, options=options)
     show(reply, console(json))
     write_json(json, as_json(reply))

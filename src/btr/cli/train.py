@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(
     stage: Annotated[
-        Literal["reader", "decompose", "binarize"],
+        Literal["reader", "decompose", "binarize", "adapt"],
         typer.Option("--stage", help="Which step.", show_default=False),
     ],
     data: Annotated[
@@ -47,6 +47,11 @@ def train(
         typer.Option("--layout", metavar="LOWER+JOINT",
                      help="Layers below the cut and joint layers, for step decompose."),
     ] = "",
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="A store of the reader that is adapted, which has states of "
+                     "passages in the data."),
+    ] = None,
     dev: Annotated[
         list[Path] | None,
         typer.Option("--dev", help="Look at this file between epochs, and hold nothing out."),
@@ -117,6 +122,11 @@ def train(
     recovery_weight: Annotated[
         float, typer.Option("--recovery-weight", min=0, help="Of the recovery loss; 0: off.")
     ] = 0.1,
+    rule: Annotated[
+        Literal["calibrated", "raw", "norm", "tanh"],
+        typer.Option("--rule", help="How states become bits, step binarize; all but the first are "
+                     "for comparison, and of a T5 leave no checkpoint."),
+    ] = "calibrated",
     dropout: Annotated[float, typer.Option("--dropout", min=0, max=0.9)] = 0.1,
     precision: Annotated[
         Literal["bf16", "fp32"], typer.Option("--precision", help="Of the arithmetic.")
@@ -142,7 +152,8 @@ def train(
     """Train one step of a reader; run again, it goes on where it was.
 
     Three steps make a reader: ``reader`` (the ordinary one), ``decompose`` (split and distilled),
-    ``binarize`` (1-bit passage states). Start it with torchrun to use several GPUs.
+    ``binarize`` (1-bit passage states). ``adapt`` trains a finished reader for another task above
+    the cut only, so that its stores stay valid. Start it with torchrun to use several GPUs.
     """
     from btr.train.launch import PRESETS, places_of
     from btr.train.launch import train as run
@@ -175,6 +186,9 @@ def train(
         raise UsageError("budgets and templates are those of step reader",
                          found=", ".join(budgets), todo="leave them out")  # fmt: skip
     own = {"passages": passages, "positives": positives, "negative_share": negative_share}
+    if store is not None and stage != "adapt":
+        raise UsageError("--store is for step adapt", todo="leave it out")
+    distils = places.plain is not None
     settings = StageSettings(
         stage,
         LoopSettings(
@@ -182,12 +196,13 @@ def train(
             evaluate_every=evaluate_every, patience=patience, warmup=warmup, seed=seed,
         ),
         token_budget=token_budget or 6000,
-        state_weight=0.0 if stage == "reader" else state_weight,
+        state_weight=state_weight if distils else 0.0,
         distil_share=distil_share,
-        answer_weight=0.0 if stage == "reader" else answer_weight,
+        answer_weight=answer_weight if distils else 0.0,
         recovery_weight=recovery_weight if stage == "binarize" else 0.0,
         dropout=dropout,
         precision=precision,
+        rule=rule,
     )  # fmt: skip
     figures = run(
         settings,
@@ -202,6 +217,7 @@ def train(
         },
         layout=split,
         budgets=budgets,
+        store=store,
         start=start,
         recompute=recompute,
         accelerator=_accelerator(track, places.work),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,18 +15,22 @@ from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
 
 from btr.binarize import PostNormBinarizer, straight_through_sign
+from btr.bits import unpack_signs
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
+from btr.readers.bert import BertReader
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
 from btr.readers.bert_network import JointStates, SplitBert, bert_layers
 from btr.readers.bert_text import load_tokenizer
 from btr.readers.checkpoint import quiet_transformers, read_config
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
+from btr.train.rules import Rule
 from btr.train.sources import Rejects
 from btr.train.span_examples import SpanBatch, SpanData, SpanExample, collate, epoch_batches
 from btr.train.span_sources import DevSet, SpanDataSettings, load_span_data
 from btr.train.stage import MODE_OF, Places, StageLoss, StageSettings, run_stage
+from btr.train.stored import stored_rows
 
 DEV_QUESTIONS = 800
 """Most dev questions of a file: F1 within 1.7 points, in ten seconds."""
@@ -49,8 +53,12 @@ def run_network(
         passage states ``[U, P, d]`` before and after the binarizer.
     """
     query = network.encode_query(batch.query_ids, batch.query_mask)
-    state = network.encode_passage(batch.passage_ids, batch.passage_mask)
-    restored = state if network.binarizer is None else network.binarizer(state)
+    if batch.rows is not None and network.binarizer is not None:
+        state = unpack_signs(batch.rows, query.dtype)
+        restored = network.binarizer.restore(state)
+    else:
+        state = network.encode_passage(batch.passage_ids, batch.passage_mask)
+        restored = state if network.binarizer is None else network.binarizer(state)
     mask = batch.passage_mask[batch.passage_of]
     logits = network.read(query, batch.query_mask, restored[batch.passage_of], mask, record)
     length = batch.query_ids.shape[1]
@@ -91,7 +99,7 @@ class SpanLoss(StageLoss):
         if self.teach is not None and settings.distils:
             seen = JointStates()
             with torch.no_grad():
-                t_start, t_end, _, _, _ = self.teach(batch, seen)
+                t_start, t_end, _, _, _ = self.teach(replace(batch, rows=None), seen)
             if settings.answer_weight:
                 parts["answer"] = (
                     losses.answer_divergence(start, t_start, mask)
@@ -219,10 +227,21 @@ def make_near_identity(layer: BertLayer, norm: nn.LayerNorm) -> None:
 
 
 @torch.no_grad()
-def start_binarized(decomposed: SplitBert, data: SpanData) -> SplitBert:
-    """Step 3 starts from step 2, the binarizer from the least-squares fit on a sample of states."""
+def start_binarized(decomposed: SplitBert, data: SpanData, rule: Rule = "calibrated") -> SplitBert:
+    """Step 3 starts from step 2, the binarizer from the least-squares fit on a sample of states.
+
+    Rule "raw" is the paper's for post-norm networks: the signs themselves, nothing learned.
+
+    Raises:
+        UsageError: The rule is one for pre-norm networks.
+    """
+    if rule not in ("calibrated", "raw"):
+        raise UsageError("a rule for pre-norm networks", found=rule,
+                         expected="calibrated or raw")  # fmt: skip
     network = copy.deepcopy(decomposed)
     network.binarizer = PostNormBinarizer(network.model.config.hidden_size)
+    if rule == "raw":
+        return network
     batch = collate(data, data.examples[:: max(1, len(data.examples) // 256)][:256])
     states = network.encode_passage(batch.passage_ids, batch.passage_mask)
     network.binarizer.calibrate(states[batch.passage_mask])
@@ -235,6 +254,7 @@ def train_extractive(
     places: Places,
     *,
     layout: tuple[int, int] | None = None,
+    store: Path | None = None,
     word_embeddings: str = "",
     accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
@@ -245,6 +265,7 @@ def train_extractive(
         data_settings: What it learns from.
         places: Where it starts from and where it writes.
         layout: Layers below the cut and joint layers, for step 2.
+        store: Where ``adapt`` finds states of passages; the others' are made first.
         word_embeddings: Name of a packaged model that the start has its word embeddings from. As
             every user has them anyway, they are neither trained nor saved again.
         accelerator: Devices, processes and trackers.
@@ -261,12 +282,17 @@ def train_extractive(
     stage = settings.stage
     query_budget = BertReaderConfig.query_budget
     folder, plain = places.start, places.plain
-    if stage != "reader" and plain is None:
+    if stage in ("decompose", "binarize") and plain is None:
         raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
     embeddings = word_embeddings or saved_embeddings(folder)
     tokenizer = load_tokenizer(folder)
     rejects = Rejects()
-    data, dev = load_span_data(data_settings, tokenizer, query_budget, rejects)
+    if stage == "adapt":
+        # Stored passages are cut where the reader cuts them.
+        _, _, config = load_network(folder)
+        data_settings = replace(data_settings, passage_budget=config.passage_budget)
+    builder, dev = load_span_data(data_settings, tokenizer, query_budget, rejects)
+    data = builder.data
     if accelerator.is_main_process:
         print(f"{len(data.examples)} examples, {len(data.passages)} passages; {rejects}",
               flush=True)  # fmt: skip
@@ -278,10 +304,22 @@ def train_extractive(
             raise UsageError("step decompose needs a layout", expected="LOWER+JOINT",
                              todo="give --layout, as 4+3")  # fmt: skip
         network = start_decomposed(_of_mode(folder, "plain", stage), *layout)
+    elif stage == "adapt":
+        reader = BertReader.from_pretrained(folder)
+        network = _of_mode(folder, "btr", stage)
+        data.rows = stored_rows(reader, builder.passages, store)
     else:
-        network = start_binarized(_of_mode(folder, "decomposed", stage), data)
+        network = start_binarized(_of_mode(folder, "decomposed", stage), data, settings.rule)
     network.requires_grad_(True)
-    network.get_parameter(EMBEDDINGS).requires_grad_(not embeddings)
+    if stage == "adapt":
+        # All that stored states depend on; questions are read by the same layers.
+        network.model.bert.embeddings.requires_grad_(False)
+        for layer in network.lower:
+            layer.requires_grad_(False)
+    if network.binarizer is not None:
+        network.binarizer.requires_grad_(settings.rule == "calibrated")
+    if embeddings:
+        network.get_parameter(EMBEDDINGS).requires_grad_(False)
     config = BertReaderConfig.fitting(
         network.model.config, MODE_OF[stage], network.split_layer, word_embeddings=embeddings
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_decoder import Decoder
+from btr.readers.t5_layers import self_attention
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_text import FidText
 from btr.train import losses
@@ -31,15 +32,26 @@ from btr.train.fid_examples import (
     IGNORED,
     FidBatch,
     FidData,
+    FidDataBuilder,
     FidDataSettings,
     FidExample,
     collate,
     epoch_batches,
     load_fid_data,
 )
-from btr.train.fid_pass import Binarizer, JointStates, TrainingPass
+from btr.train.fid_pass import JointStates, TrainingPass
+from btr.train.rules import TanhRule, naive_rule
 from btr.train.sources import Rejects
-from btr.train.stage import MODE_OF, Places, StageLoss, StageSettings, run_stage
+from btr.train.stage import (
+    MODE_OF,
+    STARTS_FROM,
+    Places,
+    Stage,
+    StageLoss,
+    StageSettings,
+    run_stage,
+)
+from btr.train.stored import stored_rows
 
 DEV_QUESTIONS = 200
 """Most dev questions of a file that are answered at every look."""
@@ -52,9 +64,9 @@ class FidLoss(StageLoss):
         network: Is trained.
         data: What examples refer to.
         settings: Weights of the losses.
-        query_budget: Where passages begin.
+        config: The reader's configuration.
         teacher: The plain reader.
-        binarizer: In place of the network's, for ablations.
+        rule: Makes the bits in place of the network's own binarizer, for ablations.
         recompute: Gradient checkpointing.
     """
 
@@ -65,16 +77,23 @@ class FidLoss(StageLoss):
         network: SplitT5,
         data: FidData,
         settings: StageSettings,
-        query_budget: int,
+        config: T5ReaderConfig,
         *,
         teacher: SplitT5 | None = None,
-        binarizer: Binarizer | None = None,
+        rule: nn.Module | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__(network, settings, teacher, network.model.config.d_model)
-        self.data = data
-        self.run = TrainingPass(network, query_budget, binarizer=binarizer, recompute=recompute)
-        self.teach = TrainingPass(teacher, query_budget) if teacher is not None else None
+        self.data, self.rule = data, rule
+        self.run = TrainingPass(
+            network, config.query_budget, scale=config.scale, rule=rule, recompute=recompute
+        )
+        self.teach = TrainingPass(teacher, config.query_budget) if teacher is not None else None
+
+    def at(self, progress: float) -> None:
+        """Tell an annealed rule how far training is."""
+        if isinstance(self.rule, TanhRule):
+            self.rule.progress = progress
 
     def forward(self, examples: list[FidExample]) -> dict[str, Tensor]:
         """Named, weighted parts of the loss."""
@@ -87,7 +106,7 @@ class FidLoss(StageLoss):
         if self.teach is not None and settings.distils:
             seen = JointStates() if wants_states else None
             with torch.no_grad():
-                wanted = self.teach(batch, seen)
+                wanted = self.teach(replace(batch, rows=None), seen)
             if settings.answer_weight:
                 real = batch.labels != IGNORED
                 mine, theirs = made.logits[real], wanted.logits[real]
@@ -129,21 +148,56 @@ def evaluate_dev(
     """EM and F1 in percent on held-out questions, read as users will read."""
     network.eval()
     reader = T5Reader(network, tokenizer, config, "dev")
+
+    def answer(question: Question) -> str:
+        reading = reader.read(question.question, question.contexts[: settings.passages])
+        return reading.answers[0].text if reading.answers else ""
+
+    figures = _score(answer, dev, settings)
+    network.train()
+    return figures
+
+
+def evaluate_rule(
+    loss: FidLoss,
+    text: FidText,
+    config: T5ReaderConfig,
+    dev: Mapping[str, Sequence[Question]],
+    settings: FidDataSettings,
+) -> dict[str, float]:
+    """The same of a network whose rule no reader has, by the pass that trains it."""
+    loss.eval()
+    device = loss.network.model.shared.weight.device
+
+    def answer(question: Question) -> str:
+        builder = FidDataBuilder(text, config, settings.passages)
+        builder.add(question)
+        batch = collate(builder.data, builder.data.examples).to(device)
+        return text.decode(loss.run.generate(batch, config.answer_budget)[0])
+
+    figures = _score(answer, dev, settings)
+    loss.train()
+    return figures
+
+
+def _score(
+    answer: Callable[[Question], str],
+    dev: Mapping[str, Sequence[Question]],
+    settings: FidDataSettings,
+) -> dict[str, float]:
+    """EM and F1 in percent by file, and the score."""
     figures: dict[str, float] = {}
     f1s: dict[str, float] = {}
     for name, questions in dev.items():
-        em: list[float] = []
-        f1: list[float] = []
-        for question in questions[:DEV_QUESTIONS]:
-            reading = reader.read(question.question, question.contexts[: settings.passages])
-            text = reading.answers[0].text if reading.answers else ""
-            em.append(exact_match(text, question.answers))
-            f1.append(f1_score(text, question.answers))
-        f1s[name] = 100 * float(np.mean(f1))
-        figures[f"{name}_em"] = round(100 * float(np.mean(em)), 2)
-        figures[f"{name}_f1"] = round(f1s[name], 2)
-    network.train()
+        pairs = [(answer(q), q.answers) for q in questions[:DEV_QUESTIONS]]
+        f1s[name] = 100 * float(np.mean([f1_score(text, right) for text, right in pairs]))
+        em = 100 * float(np.mean([exact_match(text, right) for text, right in pairs]))
+        figures |= {f"{name}_em": round(em, 2), f"{name}_f1": round(f1s[name], 2)}
     return figures | {"score": settings.score(f1s)}
+
+
+def _unsaved(folder: Path, exact: nn.Module) -> None:
+    """Nothing is kept of an ablation's network: there is no reader for it."""
 
 
 def start_split(plain: SplitT5, split_layer: int, *, binarized: bool) -> SplitT5:
@@ -159,6 +213,18 @@ def start_split(plain: SplitT5, split_layer: int, *, binarized: bool) -> SplitT5
     return SplitT5(model, split_layer, binarized=binarized).requires_grad_(True)
 
 
+def freeze_stored(network: SplitT5) -> None:
+    """Keep as they are all weights that stored states depend on, and how questions are read below.
+
+    They are the embeddings, the lower layers with the relative position bias, and the norm that the
+    binarizer stands behind.
+    """
+    model = network.model
+    parts = [model.shared, self_attention(network.blocks[0]).SelfAttention.relative_attention_bias]
+    for part in (*parts, *network.blocks[: network.split_layer], network.next_norm):
+        part.requires_grad_(False)
+
+
 def train_fid(
     settings: StageSettings,
     data_settings: FidDataSettings,
@@ -166,6 +232,7 @@ def train_fid(
     *,
     layout: tuple[int, int] | None = None,
     config: T5ReaderConfig | None = None,
+    store: Path | None = None,
     recompute: bool = False,
     accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
@@ -177,6 +244,7 @@ def train_fid(
         places: Where it starts from and where it writes.
         layout: Encoder layers below the cut and joint ones, for step 2 (paper: 9 + 3, 20 + 4).
         config: Budgets and templates of a new reader, for step 1.
+        store: Where ``adapt`` finds states of passages; the others' are made first.
         recompute: Gradient checkpointing.
         accelerator: Devices, processes and trackers.
 
@@ -192,12 +260,12 @@ def train_fid(
     stage = settings.stage
     network, tokenizer, found = load_network(places.start)
     config = _config_of(stage, found, config, layout, network, places.start)
-    binarized = stage == "binarize"
+    binarized = config.mode == "btr"
     network = start_split(network, config.split_layer, binarized=binarized)
+    if stage in ("decompose", "binarize") and places.plain is None:
+        raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
     teacher = None
-    if stage != "reader":
-        if places.plain is None:
-            raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
+    if places.plain is not None:
         teacher, _, taught = load_network(places.plain)
         if (taught.mode, taught.query_budget, taught.positions) != (
             "plain", config.query_budget, "budget",
@@ -210,7 +278,12 @@ def train_fid(
     end_token = Decoder(network.model).end_token
     text = FidText(tokenizer, config.query_template, config.passage_template, end_token)
     rejects = Rejects()
-    data, dev = load_fid_data(data_settings, text, config, rejects)
+    builder, dev = load_fid_data(data_settings, text, config, rejects)
+    data = builder.data
+    if stage == "adapt":
+        freeze_stored(network)
+        reader = T5Reader(network.eval(), tokenizer, config, str(places.start))
+        data.rows = stored_rows(reader, builder.passages, store)
     if accelerator.is_main_process:
         print(f"{len(data.examples)} questions, {len(data.passages)} passages; {rejects}",
               flush=True)  # fmt: skip
@@ -219,17 +292,19 @@ def train_fid(
         assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
         save_checkpoint(folder, exact, tokenizer, config)
 
-    loss = FidLoss(
-        network, data, settings, config.query_budget, teacher=teacher, recompute=recompute
-    )
+    rule = naive_rule(settings.rule, network.model.config.d_model) if binarized else None
+    loss = FidLoss(network, data, settings, config, teacher=teacher, rule=rule, recompute=recompute)
+    look = partial(evaluate_dev, network, tokenizer, config, dev, data_settings)
+    if rule is not None:
+        look = partial(evaluate_rule, loss, text, config, dev, data_settings)
     return run_stage(
         loss,
         settings=settings,
         plan=lambda epoch: epoch_batches(
             data, seed=settings.loop.seed, epoch=epoch, token_budget=settings.token_budget
         ),
-        evaluate=partial(evaluate_dev, network, tokenizer, config, dev, data_settings),
-        save=save,
+        evaluate=look,
+        save=save if rule is None else _unsaved,
         places=places,
         recorded={"data": asdict(data_settings), "reader": asdict(config)},
         accelerator=accelerator,
@@ -237,7 +312,7 @@ def train_fid(
 
 
 def _config_of(
-    stage: str,
+    stage: Stage,
     found: T5ReaderConfig,
     given: T5ReaderConfig | None,
     layout: tuple[int, int] | None,
@@ -245,7 +320,7 @@ def _config_of(
     start: Path,
 ) -> T5ReaderConfig:
     """The configuration of the checkpoint that a step makes."""
-    wanted = {"reader": "plain", "decompose": "plain", "binarize": "decomposed"}[stage]
+    wanted = STARTS_FROM[stage]
     if found.mode != wanted:
         raise UsageError(f"step {stage} starts from a {wanted} checkpoint", where=str(start),
                          found=found.mode)  # fmt: skip
@@ -253,7 +328,7 @@ def _config_of(
         # A model that was no reader before takes the settings given; positions must leave room
         # for any question, or its passages' states could never be stored.
         return replace(given or found, mode="plain", split_layer=0, positions="budget")
-    if stage == "binarize":
+    if stage in ("binarize", "adapt"):
         return replace(found, mode="btr", calibration=None)
     layers = len(network.blocks)
     if layout is None or sum(layout) != layers or layout[0] < 1:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
 from btr.train.sources import DataSettings, Rejects, read_sources
 from btr.train.span_examples import pad
+from btr.train.stored import Rows, pad_rows
 
 IGNORED = -100
 """Label of padding, which no loss counts."""
@@ -49,12 +50,16 @@ class FidExample:
 
 @dataclass
 class FidData:
-    """Tokenised questions, distinct passages and answers, and the examples that join them."""
+    """Tokenised questions, distinct passages and answers, and the examples that join them.
+
+    Where a reader is adapted, ``rows`` holds the passages' stored states.
+    """
 
     questions: list[Ids] = field(default_factory=list)
     passages: list[Ids] = field(default_factory=list)
     answers: list[Ids] = field(default_factory=list)
     examples: list[FidExample] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
 
 
 class FidDataBuilder:
@@ -70,6 +75,7 @@ class FidDataBuilder:
         self.text, self.config, self.most_passages = text, config, most_passages
         self.prompt = text.literal(config.answer_prompt)
         self.data = FidData()
+        self.passages: list[Passage] = []
         self._known: dict[tuple[str, str], int] = {}
 
     def passage(self, passage: Passage) -> int:
@@ -77,7 +83,8 @@ class FidDataBuilder:
         key = (passage.title, passage.text)
         if key not in self._known:
             tokens = self.text.passage(passage.title, passage.text, self.config.passage_budget)
-            self._known[key] = len(self.data.passages)
+            self._known[key] = len(self.passages)
+            self.passages.append(passage)
             self.data.passages.append(np.asarray(tokens.ids, np.int32))
         return self._known[key]
 
@@ -102,7 +109,7 @@ def load_fid_data(
     text: FidText,
     config: T5ReaderConfig,
     rejects: Rejects,
-) -> tuple[FidData, dict[str, list[Question]]]:
+) -> tuple[FidDataBuilder, dict[str, list[Question]]]:
     """Files to training examples and, by file, the questions held out.
 
     Raises:
@@ -115,7 +122,7 @@ def load_fid_data(
             dev.setdefault(name, []).append(question)
         elif question.contexts:
             builder.add(question)
-    return builder.data, dev
+    return builder, dev
 
 
 @dataclass
@@ -130,6 +137,7 @@ class FidBatch:
         question_of: ``[U]`` int64, the question that a passage belongs to.
         slots: ``[B, m]`` int64, each question's passages as rows of ``passage_ids``; -1 fills up.
         labels: ``[B, T]`` int64 answer tokens; :data:`IGNORED` fills up.
+        rows: ``[U, P, row bytes]`` uint8 stored states, or None where they are to be made.
     """
 
     query_ids: Tensor
@@ -139,10 +147,12 @@ class FidBatch:
     question_of: Tensor
     slots: Tensor
     labels: Tensor
+    rows: Tensor | None = None
 
     def to(self, device: torch.device) -> FidBatch:
         """The same batch on another device."""
-        return FidBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: t.to(device) for n, t in values.items() if t is not None})
 
 
 def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:
@@ -161,6 +171,7 @@ def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:
         query_ids, query_mask, passage_ids, passage_mask,
         torch.repeat_interleave(torch.arange(len(examples)), counts), slots,
         labels.masked_fill(~answer_mask, IGNORED),
+        pad_rows([data.rows[p] for p in chosen]) if data.rows else None,
     )  # fmt: skip
 
 

@@ -10,27 +10,19 @@ an answer, ``S = Q + P``, ``H`` heads, ``d`` width, ``V`` vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
 from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm
 from btr.readers.t5_network import SplitT5
+from btr.readers.t5_rows import from_rows
 from btr.train.fid_examples import FidBatch
-
-
-class Binarizer(Protocol):
-    """What stands between the lower and the joint layers while training."""
-
-    def encode(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """``[..., d]`` states to signs ``[..., d]`` and variance ``[...]``."""
-
-    def restore(self, signs: Tensor, variance: Tensor) -> Tensor:
-        """Signs and variance to the residual stream, ``[..., d]``."""
+from btr.train.rules import Bits, CalibratedRule
 
 
 class PaddedAttention:
@@ -82,7 +74,7 @@ class FidPass:
     Attributes:
         logits: ``[B, T, V]`` float32, of every answer token given the right ones before it.
         state: ``[U, P, d]`` passages after the lower layers, before the binarizer.
-        signs: ``[U, P, d]`` of a binarized network, else None.
+        signs: ``[U, P, d]`` of a binarizing one, else None.
     """
 
     logits: Tensor
@@ -96,7 +88,8 @@ class TrainingPass:
     Args:
         network: The network; its binarizer, if it has one, is used.
         query_budget: Where passages begin.
-        binarizer: Used in place of the network's, for ablations.
+        scale: How stored states keep their scale, where a batch has some.
+        rule: Makes the bits in place of the network's own binarizer, for ablations.
         recompute: Keep only layers' inputs for the backward pass (gradient checkpointing).
     """
 
@@ -105,25 +98,55 @@ class TrainingPass:
         network: SplitT5,
         query_budget: int,
         *,
-        binarizer: Binarizer | None = None,
+        scale: str = "rms16",
+        rule: nn.Module | None = None,
         recompute: bool = False,
     ) -> None:
-        self.network, self.query_budget = network, query_budget
-        self.binarizer: Binarizer | None = binarizer or network.binarizer
+        self.network, self.query_budget, self.scale = network, query_budget, scale
+        self.rule = rule
+        if rule is None and network.binarizer is not None:
+            self.rule = CalibratedRule(network.binarizer)
         self.recompute = recompute
 
     def __call__(self, batch: FidBatch, record: JointStates | None = None) -> FidPass:
         """Logits of a batch's answers; ``record`` is filled if given."""
+        encoded, seen, state, signs = self._encode(batch, record)
+        outputs = self.network.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            attention_mask=seen,
+            labels=batch.labels,
+            use_cache=False,
+        )
+        return FidPass(outputs.logits.float(), state, signs)
+
+    @torch.no_grad()
+    def generate(self, batch: FidBatch, longest: int) -> list[list[int]]:
+        """Greedy answers of a batch, each at most ``longest`` tokens, special ones included."""
+        encoded, seen, _, _ = self._encode(batch, None)
+        model: Any = self.network.model
+        ids = model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            attention_mask=seen, max_new_tokens=longest, do_sample=False, num_beams=1,
+            use_cache=False,
+        )  # fmt: skip
+        return [row.tolist() for row in ids]
+
+    def _encode(
+        self, batch: FidBatch, record: JointStates | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What each question's decoder looks at and its mask, passage states, and their signs."""
         bias = self.network.relative_bias()
         query = self._lower(batch.query_ids, batch.query_mask, bias)
-        state = self._lower(batch.passage_ids, batch.passage_mask, bias)
-        signs = None
-        residual = state
-        if self.binarizer is not None:
-            signs, variance = self.binarizer.encode(state)
-            residual = self.binarizer.restore(signs, variance)
-        encoded, mask = self._joint(batch, query, residual, signs, bias, record)
-        return FidPass(self._decode(batch, encoded, mask), state, signs)
+        if batch.rows is not None:
+            bits = self._stored(batch, query.dtype)
+            state = bits.residual
+        else:
+            state = self._lower(batch.passage_ids, batch.passage_mask, bias)
+            bits = Bits(state, state) if self.rule is None else self.rule(state)
+        encoded, mask = self._joint(batch, query, bits, bias, record)
+        rows = batch.slots.clamp_min(0)
+        seen = (mask[rows] & (batch.slots >= 0)[..., None]).flatten(1)
+        return encoded[rows].flatten(1, 2), seen, state, None if self.rule is None else bits.signs
 
     def _layer(
         self, number: int, hidden: Tensor, attend: PaddedAttention, normed: Tensor | None = None
@@ -146,24 +169,39 @@ class TrainingPass:
             hidden = self._layer(number, hidden, attend)
         return hidden
 
+    def _stored(self, batch: FidBatch, dtype: torch.dtype) -> Bits:
+        """Passages' stored states, as the reader restores them."""
+        assert batch.rows is not None  # noqa: S101 -- for the type checker
+        mask, width = batch.passage_mask, int(self.network.model.config.d_model)
+        restored = from_rows(
+            batch.rows[mask].cpu().numpy(), width, self.network.binarizer, self.scale, dtype,
+            mask.device,
+        )  # fmt: skip
+
+        def padded(packed: Tensor) -> Tensor:
+            return packed.new_zeros((*mask.shape, width)).masked_scatter(mask[..., None], packed)
+
+        residual = padded(restored.residual)
+        normed = residual if restored.normed is None else padded(restored.normed)
+        return Bits(normed, residual, None if restored.normed is None else normed)
+
     def _joint(
         self,
         batch: FidBatch,
         query: Tensor,
-        residual: Tensor,
-        signs: Tensor | None,
+        bits: Bits,
         bias: RelativeBias,
         record: JointStates | None,
     ) -> tuple[Tensor, Tensor]:
         """What the decoder looks at: ``[U, S, d]``, and which of it is real, ``[U, S]``."""
         network, of = self.network, batch.question_of
-        hidden = torch.cat([query[of], residual], dim=1)
+        hidden = torch.cat([query[of], bits.residual], dim=1)
         mask = torch.cat([batch.query_mask[of], batch.passage_mask], dim=1)
         normed = None
-        if signs is not None:
-            normed = torch.cat([rms_norm(network.next_norm, query)[of], signs], dim=1)
+        if bits.normed is not None:
+            normed = torch.cat([rms_norm(network.next_norm, query)[of], bits.normed], dim=1)
         length = query.shape[1]
-        at = torch.arange(length + residual.shape[1], device=hidden.device)
+        at = torch.arange(hidden.shape[1], device=hidden.device)
         at[length:] += self.query_budget - length
         attend = PaddedAttention(
             bias.between(at, at), mask,
@@ -178,17 +216,3 @@ class TrainingPass:
         if normed is None:
             normed = rms_norm(network.model.encoder.final_layer_norm, hidden)
         return network.model.encoder.dropout(normed), mask
-
-    def _decode(self, batch: FidBatch, encoded: Tensor, mask: Tensor) -> Tensor:
-        """Logits of the answers over all passages of each question."""
-        rows = batch.slots.clamp_min(0)
-        memory = encoded[rows].flatten(1, 2)
-        seen = (mask[rows] & (batch.slots >= 0)[..., None]).flatten(1)
-        outputs = self.network.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
-            attention_mask=seen,
-            labels=batch.labels,
-            use_cache=False,
-        )
-        logits: Tensor = outputs.logits
-        return logits.float()

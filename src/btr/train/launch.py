@@ -19,9 +19,7 @@ from btr.models import PACKAGED, reader_folder, resolve
 from btr.readers.checkpoint import read_config
 from btr.readers.load import FAMILIES
 from btr.readers.t5_checkpoint import T5ReaderConfig
-from btr.train.stage import MODE_OF, Places, Stage, StageSettings
-
-STARTS_FROM: dict[Stage, str] = {"reader": "plain", "decompose": "plain", "binarize": "decomposed"}
+from btr.train.stage import MODE_OF, STARTS_FROM, Places, Stage, StageSettings
 
 
 @dataclass(frozen=True)
@@ -74,17 +72,13 @@ def places_of(reader: Path, stage: Stage, start: str = "", plain: str = "") -> P
         folder = Path(resolve(start)) if start in PACKAGED else reader_folder(start)
         if (folder / before / "config.json").exists():
             folder = folder / before
-    elif stage == "reader":
-        raise UsageError("step reader needs a model to start from", todo="give --from")
+    elif stage in ("reader", "adapt"):
+        raise UsageError(f"step {stage} needs something to start from", todo="give --from")
     else:
         folder = reader / before
-    if stage == "reader":
-        teacher = None
-    elif plain:
-        teacher = Path(plain)
-    else:
-        # Step 2 starts from its teacher.
-        teacher = folder if stage == "decompose" else reader / "plain"
+    # Step 2 starts from its teacher.
+    teachers = {"decompose": folder, "binarize": reader / "plain"}
+    teacher = Path(plain) if plain else teachers.get(stage)
     for needed in (folder, teacher):
         if needed is not None and not (needed / "config.json").exists():
             raise UsageError(f"step {stage} finds no checkpoint", where=str(needed),
@@ -115,6 +109,7 @@ def train(
     *,
     layout: tuple[int, int] | None = None,
     budgets: Mapping[str, Any] | None = None,
+    store: Path | None = None,
     start: str = "",
     recompute: bool = False,
     accelerator: Accelerator | None = None,
@@ -127,6 +122,7 @@ def train(
         data: Fields of the family's data settings.
         layout: Layers below the cut and joint layers, for step 2.
         budgets: Fields of a new generative reader's configuration, for step 1.
+        store: Where ``adapt`` finds states of passages; the others' are made first.
         start: What the user called the start.
         recompute: Gradient checkpointing.
         accelerator: Devices, processes and trackers.
@@ -146,6 +142,7 @@ def train(
                 raise UsageError("not for extractive readers", found=what, todo="leave it out")
         return train_extractive(
             settings, SpanDataSettings(**_known(SpanDataSettings, data)), places, layout=layout,
+            store=store,
             word_embeddings=start if start in PACKAGED else "", accelerator=accelerator,
         )  # fmt: skip
     from btr.train.fid import train_fid
@@ -154,7 +151,7 @@ def train(
     config = replace(T5ReaderConfig(), **budgets) if budgets else None
     return train_fid(
         settings, FidDataSettings(**_known(FidDataSettings, data)), places, layout=layout,
-        config=config, recompute=recompute, accelerator=accelerator,
+        config=config, store=store, recompute=recompute, accelerator=accelerator,
     )  # fmt: skip
 
 

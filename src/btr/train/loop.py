@@ -32,6 +32,14 @@ from btr.train.optimizer import MasterAdamW
 Batch = TypeVar("Batch")
 LossParts = dict[str, Tensor]
 
+
+class Loss(nn.Module):
+    """Holds all that is trained; maps a batch to named loss parts, each already weighted."""
+
+    def at(self, progress: float) -> None:
+        """Called before every step with the share of training that is done, 0 .. 1."""
+
+
 REPORT_STEPS = 100
 """Steps between two lines of the log."""
 
@@ -104,8 +112,7 @@ class Loop(Generic[Batch]):
     Args:
         settings: Length and rates.
         plan: Epoch number to its batches, deterministic and the same in every process.
-        loss: A batch to named loss parts, each already weighted; their sum is minimised. It holds
-            all that is trained, so that several processes can share it.
+        loss: The sum of its parts is minimised.
         make_optimizer: Given the number of steps, the optimizer.
         evaluate: Called in the first process; returns figures to log, of which ``score`` counts.
         keep: Called in the first process when ``score`` is the best so far.
@@ -118,7 +125,7 @@ class Loop(Generic[Batch]):
         settings: LoopSettings,
         *,
         plan: Callable[[int], Sequence[Batch]],
-        loss: nn.Module,
+        loss: Loss,
         make_optimizer: Callable[[int], MasterAdamW],
         evaluate: Callable[[], dict[str, float]],
         keep: Callable[[], None],
@@ -211,6 +218,7 @@ class Loop(Generic[Batch]):
         # Dropout of a step depends on the step and the process, so a resumed run repeats it.
         torch.manual_seed((self.settings.seed * 1_000_003 + step) * 1_009
                           + self.accelerator.process_index)  # fmt: skip
+        self.loss.at(step / self.total)
         sums: dict[str, float] = {}
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)

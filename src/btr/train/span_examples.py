@@ -8,15 +8,17 @@ answer it: its target is the ``[CLS]`` token, "not answered here".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from btr.data.passages import Passage
 from btr.readers.bert_text import tokenize_passage, tokenize_query
 from btr.train.sources import find_answers
+from btr.train.stored import Rows, pad_rows
 
 MAX_TARGETS = 8
 """Places of an answer in one passage that count as targets; further ones are rare and dropped."""
@@ -35,13 +37,15 @@ class SpanExample:
 class SpanData:
     """Tokenised questions and passages with the examples that pair them.
 
-    ``negatives`` names for each question the passages that do not answer it.
+    ``negatives`` names for each question the passages that do not answer it. Where a reader is
+    adapted, ``rows`` holds the passages' stored states.
     """
 
     questions: list[np.ndarray] = field(default_factory=list)
     passages: list[np.ndarray] = field(default_factory=list)
     examples: list[SpanExample] = field(default_factory=list)
     negatives: dict[int, list[int]] = field(default_factory=dict)
+    rows: list[Rows] = field(default_factory=list)
 
 
 class SpanDataBuilder:
@@ -58,17 +62,20 @@ class SpanDataBuilder:
     ) -> None:
         self.tokenizer, self.data = tokenizer, SpanData()
         self.query_budget, self.passage_budget = query_budget, passage_budget
-        self._passages: dict[tuple[str, str], tuple[int, list[tuple[int, int]], int]] = {}
+        self.passages: list[Passage] = []
+        self._known: dict[tuple[str, str], tuple[int, list[tuple[int, int]], int]] = {}
 
-    def passage(self, title: str, text: str) -> tuple[int, list[tuple[int, int]], int]:
+    def passage(self, passage: Passage) -> tuple[int, list[tuple[int, int]], int]:
         """Number of the passage, character offsets of its text tokens, and where those start."""
-        known = self._passages.get((title, text))
+        title, text = passage.title, passage.text
+        known = self._known.get((title, text))
         if known is None:
             ids, text_start, _, offsets = tokenize_passage(
                 self.tokenizer, title, text, self.passage_budget
             )
-            known = (len(self.data.passages), offsets, text_start)
-            self._passages[title, text] = known
+            known = (len(self.passages), offsets, text_start)
+            self._known[title, text] = known
+            self.passages.append(passage)
             self.data.passages.append(np.asarray(ids, np.int32))
         return known
 
@@ -78,11 +85,11 @@ class SpanDataBuilder:
         self.data.questions.append(np.asarray(ids, np.int32))
         return len(self.data.questions) - 1
 
-    def add(self, question: int, title: str, text: str, answers: Sequence[str]) -> bool:
+    def add(self, question: int, passage: Passage, answers: Sequence[str]) -> bool:
         """Pair a question with a passage that answers it; False if no answer is found in it."""
-        number, offsets, text_start = self.passage(title, text)
+        number, offsets, text_start = self.passage(passage)
         spans = []
-        for first, last in find_answers(text, answers):
+        for first, last in find_answers(passage.text, answers):
             inside = [i for i, (a, b) in enumerate(offsets) if b > first and a < last]
             if inside and offsets[inside[-1]][1] >= last:
                 spans.append((text_start + inside[0], text_start + inside[-1]))
@@ -98,7 +105,8 @@ class SpanBatch:
 
     ``query_ids`` ``[B, Q]`` and ``passage_ids`` ``[U, P]`` int64 with bool masks; ``passage_of``
     ``[B]`` maps a question to its passage; ``spans`` ``[B, M, 2]`` are the targets' first and last
-    positions, 0 being "not answered here" and ``1 + i`` the passage's token ``i``; -1 fills up.
+    positions, 0 being "not answered here" and ``1 + i`` the passage's token ``i``; -1 fills up;
+    ``rows`` ``[U, P, row bytes]`` uint8 are stored states, or None where they are to be made.
     """
 
     query_ids: Tensor
@@ -107,10 +115,12 @@ class SpanBatch:
     passage_mask: Tensor
     passage_of: Tensor
     spans: Tensor
+    rows: Tensor | None = None
 
     def to(self, device: torch.device) -> SpanBatch:
         """The same batch on another device."""
-        return SpanBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: t.to(device) for n, t in values.items() if t is not None})
 
 
 def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -134,7 +144,8 @@ def collate(data: SpanData, examples: Sequence[SpanExample]) -> SpanBatch:
         places = [(1 + first, 1 + last) for first, last in example.spans] or [(0, 0)]
         spans[i, : len(places)] = torch.tensor(places)
     passage_of = torch.tensor([row[e.passage] for e in examples])
-    return SpanBatch(query_ids, query_mask, passage_ids, passage_mask, passage_of, spans)
+    rows = pad_rows([data.rows[number] for number in distinct]) if data.rows else None
+    return SpanBatch(query_ids, query_mask, passage_ids, passage_mask, passage_of, spans, rows)
 
 
 def epoch_batches(

@@ -56,7 +56,7 @@ def load_span_data(
     tokenizer: PreTrainedTokenizerBase,
     query_budget: int,
     rejects: Rejects,
-) -> tuple[SpanData, DevSet]:
+) -> tuple[SpanDataBuilder, DevSet]:
     """Examples to train on and questions to look at.
 
     Of several passages those with an answer are positives and the others negatives. Where all have
@@ -81,31 +81,32 @@ def load_span_data(
             if not find_answers(passage.text, question.answers):
                 misses.append(passage)
             elif added < settings.positives:
-                added += train.add(number, passage.title, passage.text, question.answers)
+                added += train.add(number, passage, question.answers)
         if not added:
             rejects.without_answer_in_passage += 1
         elif misses:
-            chosen = [train.passage(p.title, p.text)[0] for p in misses[:NEGATIVES]]
+            chosen = [train.passage(p)[0] for p in misses[:NEGATIVES]]
             train.data.negatives[number] = chosen
         else:
             first = question.contexts[0]
-            key, here = (name, first.title), train.passage(first.title, first.text)[0]
+            key, here = (name, first.title), train.passage(first)[0]
             siblings.setdefault(key, set()).add(here)
             gold.append((number, key, here))
     for number, key, here in gold:
         others = sorted(siblings[key] - {here})
         if others:
             train.data.negatives[number] = chooser.sample(others, min(NEGATIVES, len(others)))
-    return train.data, dev
+    return train, dev
 
 
 def _add_dev(builder: SpanDataBuilder, rows: list[DevQuestion], question: Question) -> None:
     """Add a question over its first passage that holds an answer, if one does."""
     for passage in question.contexts:
         if find_answers(passage.text, question.answers):
-            title, text, answers = passage.title, passage.text, question.answers
-            if builder.add(builder.question(question.question), title, text, answers):
-                _, offsets, text_start = builder.passage(title, text)
+            if builder.add(builder.question(question.question), passage, question.answers):
+                _, offsets, text_start = builder.passage(passage)
                 example = builder.data.examples[-1]
-                rows.append(DevQuestion(example, text, offsets, text_start, answers))
+                rows.append(
+                    DevQuestion(example, passage.text, offsets, text_start, question.answers)
+                )
             return

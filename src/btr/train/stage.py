@@ -3,6 +3,9 @@
 1. ``reader``: the ordinary reader; task loss.
 2. ``decompose``: the split reader, started from step 1 and distilled from it.
 3. ``binarize``: the same with the binarizer, started from step 2; task loss and recovery loss.
+
+And ``adapt``: a finished reader to another task, everything that stored states depend on frozen
+(the idea of Telly, arXiv 2304.05216), so that one store serves both.
 """
 
 from __future__ import annotations
@@ -20,12 +23,17 @@ from torch import nn
 
 from btr.readers.base import Mode
 from btr.train.dropout import make_pool, use_pooled_dropout
-from btr.train.loop import Loop, LoopSettings
+from btr.train.loop import Loop, LoopSettings, Loss
 from btr.train.optimizer import MasterAdamW
+from btr.train.rules import Rule
 
-Stage = Literal["reader", "decompose", "binarize"]
-STAGES: tuple[Stage, ...] = ("reader", "decompose", "binarize")
-MODE_OF: dict[Stage, Mode] = {"reader": "plain", "decompose": "decomposed", "binarize": "btr"}
+Stage = Literal["reader", "decompose", "binarize", "adapt"]
+MODE_OF: dict[Stage, Mode] = {
+    "reader": "plain", "decompose": "decomposed", "binarize": "btr", "adapt": "btr",
+}  # fmt: skip
+STARTS_FROM: dict[Stage, Mode] = {
+    "reader": "plain", "decompose": "plain", "binarize": "decomposed", "adapt": "btr",
+}  # fmt: skip
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -47,6 +55,7 @@ class StageSettings:
         recovery_weight: Of the recovery loss, step 3.
         dropout: Of hidden states.
         precision: Of the network's arithmetic; its masters are float32 either way.
+        rule: How states become bits, step 3 (``btr.train.rules``).
     """
 
     stage: Stage
@@ -58,6 +67,7 @@ class StageSettings:
     recovery_weight: float = 0.0
     dropout: float = 0.1
     precision: Literal["bf16", "fp32"] = "bf16"
+    rule: Rule = "calibrated"
 
     @property
     def distils(self) -> bool:
@@ -71,10 +81,10 @@ class Places:
 
     Attributes:
         start: Folder to start from: for step 1 any pretrained model, for step 2 the checkpoint of
-            step 1, for step 3 that of step 2.
+            step 1, for step 3 that of step 2, to adapt that of step 3.
         checkpoint: Folder of the checkpoint that the step makes.
         work: Folder of the training state, ``log.jsonl`` and ``settings.json``.
-        plain: Checkpoint of step 1, the teacher; None in step 1.
+        plain: Checkpoint of step 1, the teacher of steps 2 and 3; None without one.
     """
 
     start: Path
@@ -83,7 +93,7 @@ class Places:
     plain: Path | None = None
 
 
-class StageLoss(nn.Module):
+class StageLoss(Loss):
     """The part that every family's loss has: a trained network, a frozen teacher, a projection.
 
     Args:
@@ -140,6 +150,7 @@ def run_stage(
     Returns:
         The best dev figures.
     """
+    frozen = {n: p.detach().clone() for n, p in loss.named_parameters() if not p.requires_grad}
     loss.prepare(accelerator.device, DTYPES[settings.precision])
     if accelerator.is_main_process:
         places.work.mkdir(parents=True, exist_ok=True)
@@ -154,13 +165,13 @@ def run_stage(
         )
 
     def keep() -> None:
-        # The masters, not their 16-bit shadows: half of the precision would be lost otherwise.
+        # The masters, not their 16-bit shadows: half of the precision would be lost otherwise, and
+        # what stayed as it was would change.
         exact = copy.deepcopy(loss.network).cpu().float()
-        masters = loop.optimizer.masters
+        kept = frozen | loop.optimizer.masters
         with torch.no_grad():
             for name, parameter in exact.named_parameters():
-                if (master := masters.get(f"network.{name}")) is not None:
-                    parameter.copy_(master)
+                parameter.copy_(kept[f"network.{name}"])
         save(places.checkpoint, exact)
 
     loop = Loop(

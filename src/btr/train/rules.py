@@ -1,0 +1,99 @@
+"""Rules that turn a pre-norm network's passage states into bits: the calibrated and three naive.
+
+Method, section 3: the calibrated rule binarizes behind the next layer's first norm and restores the
+residual's scale. The naive ones are what it is measured against; readers and stores know only the
+calibrated one, so a network trained with another can be scored and not shipped.
+
+``d`` width; every rule maps ``[..., d]`` states to :class:`Bits`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from btr.binarize import PreNormBinarizer, hard_sign, straight_through_sign
+
+Rule = Literal["calibrated", "raw", "norm", "tanh"]
+RULES: tuple[Rule, ...] = ("calibrated", "raw", "norm", "tanh")
+
+STEEPEST = 32.0
+"""Slope of the tanh at the end of its annealing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bits:
+    """A rule's result.
+
+    Attributes:
+        signs: ``[..., d]``, -1 or +1; between them while a tanh is annealed.
+        residual: ``[..., d]``, the residual stream that the joint layers begin with.
+        normed: ``[..., d]``, what the next attention takes in place of its norm, or None.
+    """
+
+    signs: Tensor
+    residual: Tensor
+    normed: Tensor | None = None
+
+
+class CalibratedRule(nn.Module):
+    """The method's own: signs behind the next norm, the residual at its own scale."""
+
+    def __init__(self, binarizer: PreNormBinarizer) -> None:
+        super().__init__()
+        self.binarizer = binarizer
+
+    def forward(self, h: Tensor) -> Bits:
+        """``[..., d]`` states to bits."""
+        signs, variance = self.binarizer.encode(h)
+        return Bits(signs, self.binarizer.restore(signs, variance), signs)
+
+
+class RawRule(nn.Module):
+    """The sign of the state itself; its scale is lost."""
+
+    def forward(self, h: Tensor) -> Bits:
+        """``[..., d]`` states to bits."""
+        signs = straight_through_sign(h)
+        return Bits(signs, signs)
+
+
+class NormRule(nn.Module):
+    """The sign behind a LayerNorm of its own, as in a post-norm network."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, h: Tensor) -> Bits:
+        """``[..., d]`` states to bits."""
+        signs = straight_through_sign(self.norm(h))
+        return Bits(signs, signs)
+
+
+class TanhRule(nn.Module):
+    """``tanh(beta h)`` with a slope that grows through training, and the sign afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = 0.0
+
+    def forward(self, h: Tensor) -> Bits:
+        """``[..., d]`` states to bits."""
+        if self.training:
+            soft = torch.tanh(STEEPEST**self.progress * h)
+            return Bits(soft, soft)
+        signs = hard_sign(h)
+        return Bits(signs, signs)
+
+
+def naive_rule(rule: Rule, width: int) -> nn.Module | None:
+    """The module of a naive rule; None for the calibrated one, which a network has itself."""
+    if rule == "raw":
+        return RawRule()
+    if rule == "norm":
+        return NormRule(width)
+    return TanhRule() if rule == "tanh" else None
