@@ -87,6 +87,30 @@ def test_three_commands_make_a_reader(
     assert code == 0, err
 
 
+def test_a_network_pretrained_with_bits_becomes_a_reader(run: Run, tmp_path, questions, bases):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for n in range(12):
+        words = f"The bridge {n} was built by king Olaf of stone, and the lake is salt. " * 6
+        (texts / f"{n}.txt").write_text(words)
+    reader = tmp_path / "mine"
+    code, _, err = run("pretrain", texts, "-o", reader, "--from", bases["t5"], "--scratch",
+                       "--layout", "3+1", "--query-budget", "16", "--passage-budget", "40",
+                       "--dev-share", "0.3", "--token-budget", "300", "--warmup", "2",
+                       "--json", tmp_path / "report.json")  # fmt: skip
+    assert code == 0, err
+    assert json.loads((tmp_path / "report.json").read_text())["dev"]["nll"] > 0
+    code, _, err = run("train", "--stage", "binarize", "-o", reader, "--from", reader,
+                       "--data", questions, *SHORT, "--answer-weight", "0",
+                       "--state-weight", "0")  # fmt: skip
+    assert code == 0, err
+    code, _, err = run("eval", "--reader", reader, "--data", questions, "--limit", "2")
+    assert code == 0, err
+    code, _, err = run("pretrain", texts, "-o", tmp_path / "x", "--from", bases["t5"],
+                       "--layout", "9+1")  # fmt: skip
+    assert (code, "no such layer" in one_line(err)) == (2, True)
+
+
 def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 

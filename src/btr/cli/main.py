@@ -23,6 +23,7 @@ from btr.cli.info import info
 from btr.cli.interrupts import Interrupted, listen
 from btr.cli.models import models
 from btr.cli.output import write_json
+from btr.cli.pretrain import pretrain
 from btr.cli.train import train
 from btr.cli.verify import verify
 from btr.errors import BtrError, ResourceError, UsageError
@@ -54,6 +55,7 @@ app.command()(index)
 app.command()(ask)
 app.command()(info)
 app.command()(verify)
+app.command()(pretrain)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(bench)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from btr.errors import UsageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from rich.console import Console
 
 
 def train(
@@ -162,7 +164,10 @@ def train(
     from btr.train.stage import StageSettings
 
     split = parse_layout(layout) if layout else None
-    places = places_of(reader, stage, start, plain)
+    if stage == "reader" or (stage == "adapt" and not plain):
+        state_weight = answer_weight = 0.0
+    distils = bool(state_weight or answer_weight)
+    places = places_of(reader, stage, start=start, plain=plain, distils=distils)
     budgets: dict[str, Any] = {}
     if preset:
         chosen = PRESETS[preset]
@@ -188,7 +193,6 @@ def train(
     own = {"passages": passages, "positives": positives, "negative_share": negative_share}
     if store is not None and stage != "adapt":
         raise UsageError("--store is for step adapt", todo="leave it out")
-    distils = places.plain is not None
     settings = StageSettings(
         stage,
         LoopSettings(
@@ -196,9 +200,9 @@ def train(
             evaluate_every=evaluate_every, patience=patience, warmup=warmup, seed=seed,
         ),
         token_budget=token_budget or 6000,
-        state_weight=state_weight if distils else 0.0,
+        state_weight=state_weight,
         distil_share=distil_share,
-        answer_weight=answer_weight if distils else 0.0,
+        answer_weight=answer_weight,
         recovery_weight=recovery_weight if stage == "binarize" else 0.0,
         dropout=dropout,
         precision=precision,
@@ -223,9 +227,12 @@ def train(
         accelerator=_accelerator(track, places.work),
     )
     write_json(json, {"stage": stage, "checkpoint": str(places.checkpoint), "dev": figures})
-    console(json).print(
-        f"{places.checkpoint}: " + ", ".join(f"{n} {x}" for n, x in figures.items())
-    )
+    show_figures(console(json), places.checkpoint, figures)
+
+
+def show_figures(out: Console, checkpoint: Path, figures: Mapping[str, float]) -> None:
+    """Print where a checkpoint is and how good it was."""
+    out.print(f"{checkpoint}: " + ", ".join(f"{name} {x}" for name, x in figures.items()))
 
 
 def parse_layout(text: str) -> tuple[int, int]:

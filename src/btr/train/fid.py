@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,8 @@ from btr.train import losses
 from btr.train.fid_examples import (
     IGNORED,
     FidBatch,
-    FidData,
     FidDataBuilder,
     FidDataSettings,
-    FidExample,
     collate,
     epoch_batches,
     load_fid_data,
@@ -62,7 +61,7 @@ class FidLoss(StageLoss):
 
     Args:
         network: Is trained.
-        data: What examples refer to.
+        collate: Examples to a batch.
         settings: Weights of the losses.
         config: The reader's configuration.
         teacher: The plain reader.
@@ -75,7 +74,7 @@ class FidLoss(StageLoss):
     def __init__(
         self,
         network: SplitT5,
-        data: FidData,
+        collate: Callable[[list[Any]], FidBatch],
         settings: StageSettings,
         config: T5ReaderConfig,
         *,
@@ -84,7 +83,7 @@ class FidLoss(StageLoss):
         recompute: bool = False,
     ) -> None:
         super().__init__(network, settings, teacher, network.model.config.d_model)
-        self.data, self.rule = data, rule
+        self.collate, self.rule = collate, rule
         self.run = TrainingPass(
             network, config.query_budget, scale=config.scale, rule=rule, recompute=recompute
         )
@@ -95,10 +94,10 @@ class FidLoss(StageLoss):
         if isinstance(self.rule, TanhRule):
             self.rule.progress = progress
 
-    def forward(self, examples: list[FidExample]) -> dict[str, Tensor]:
+    def forward(self, examples: list[Any]) -> dict[str, Tensor]:
         """Named, weighted parts of the loss."""
         device = self.network.model.shared.weight.device
-        settings, batch = self.settings, collate(self.data, examples).to(device)
+        settings, batch = self.settings, self.collate(examples).to(device)
         wants_states = self.teach is not None and bool(settings.state_weight)
         student = JointStates() if wants_states else None
         made = self.run(batch, student)
@@ -262,7 +261,7 @@ def train_fid(
     config = _config_of(stage, found, config, layout, network, places.start)
     binarized = config.mode == "btr"
     network = start_split(network, config.split_layer, binarized=binarized)
-    if stage in ("decompose", "binarize") and places.plain is None:
+    if settings.distils and places.plain is None:
         raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
     teacher = None
     if places.plain is not None:
@@ -293,7 +292,10 @@ def train_fid(
         save_checkpoint(folder, exact, tokenizer, config)
 
     rule = naive_rule(settings.rule, network.model.config.d_model) if binarized else None
-    loss = FidLoss(network, data, settings, config, teacher=teacher, rule=rule, recompute=recompute)
+    loss = FidLoss(
+        network, partial(collate, data), settings, config, teacher=teacher, rule=rule,
+        recompute=recompute,
+    )  # fmt: skip
     look = partial(evaluate_dev, network, tokenizer, config, dev, data_settings)
     if rule is not None:
         look = partial(evaluate_rule, loss, text, config, dev, data_settings)
@@ -321,15 +323,16 @@ def _config_of(
 ) -> T5ReaderConfig:
     """The configuration of the checkpoint that a step makes."""
     wanted = STARTS_FROM[stage]
-    if found.mode != wanted:
+    # A reader that was pretrained in the mode it is to have goes on in it.
+    if found.mode not in (wanted, MODE_OF[stage]):
         raise UsageError(f"step {stage} starts from a {wanted} checkpoint", where=str(start),
                          found=found.mode)  # fmt: skip
     if stage == "reader":
         # A model that was no reader before takes the settings given; positions must leave room
         # for any question, or its passages' states could never be stored.
         return replace(given or found, mode="plain", split_layer=0, positions="budget")
-    if stage in ("binarize", "adapt"):
-        return replace(found, mode="btr", calibration=None)
+    if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
+        return replace(found, mode=MODE_OF[stage], calibration=None)
     layers = len(network.blocks)
     if layout is None or sum(layout) != layers or layout[0] < 1:
         split = max(1, layers * 3 // 4)

@@ -54,7 +54,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
-def places_of(reader: Path, stage: Stage, start: str = "", plain: str = "") -> Places:
+def places_of(
+    reader: Path, stage: Stage, *, start: str = "", plain: str = "", distils: bool = True
+) -> Places:
     """Where a step of a reader reads and writes.
 
     Args:
@@ -63,6 +65,7 @@ def places_of(reader: Path, stage: Stage, start: str = "", plain: str = "") -> P
         start: A packaged model, a folder or a Hub id; "" for the step before in the same reader.
         plain: Folder of the teacher's checkpoint; "" for what step 2 starts from and, in step 3,
             the reader's own.
+        distils: Whether a loss looks at the teacher.
 
     Raises:
         UsageError: Step 1 has nothing to start from, or an earlier step is missing.
@@ -70,14 +73,16 @@ def places_of(reader: Path, stage: Stage, start: str = "", plain: str = "") -> P
     before = STARTS_FROM[stage]
     if start:
         folder = Path(resolve(start)) if start in PACKAGED else reader_folder(start)
-        if (folder / before / "config.json").exists():
-            folder = folder / before
+        for mode in (before, MODE_OF[stage]):
+            if (folder / mode / "config.json").exists():
+                folder = folder / mode
+                break
     elif stage in ("reader", "adapt"):
         raise UsageError(f"step {stage} needs something to start from", todo="give --from")
     else:
         folder = reader / before
     # Step 2 starts from its teacher.
-    teachers = {"decompose": folder, "binarize": reader / "plain"}
+    teachers = {"decompose": folder, "binarize": reader / "plain"} if distils else {}
     teacher = Path(plain) if plain else teachers.get(stage)
     for needed in (folder, teacher):
         if needed is not None and not (needed / "config.json").exists():

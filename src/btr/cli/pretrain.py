@@ -1,0 +1,102 @@
+"""``btr pretrain``: a T5 pretrained with the split and the binarizer in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from btr.cli.output import JsonOption, console, write_json
+from btr.cli.train import parse_layout, show_figures
+
+
+def pretrain(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Files and folders of text, as btr index takes them.",
+                                   show_default=False)
+    ],
+    reader: Annotated[
+        Path,
+        typer.Option("-o", "--reader", help="The reader's folder, which gets the checkpoint.",
+                     show_default=False),
+    ],
+    start: Annotated[
+        str, typer.Option("--from", help="A T5: a folder or a Hub id.", show_default=False)
+    ],
+    mode: Annotated[
+        Literal["plain", "decomposed", "btr"],
+        typer.Option("--mode", help="What the network is from the start; plain is T5's own."),
+    ] = "btr",
+    layout: Annotated[
+        str,
+        typer.Option("--layout", metavar="LOWER+JOINT",
+                     help="Encoder layers below the cut and joint ones, if not plain."),
+    ] = "",
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Take shape and tokenizer alone, draw new weights.")
+    ] = False,
+    query_budget: Annotated[
+        int, typer.Option("--query-budget", min=2, help="Tokens of a window read as the query.")
+    ] = 40,
+    passage_budget: Annotated[
+        int, typer.Option("--passage-budget", min=2, help="Tokens of a window read as the passage.")
+    ] = 280,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 1,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Stop after so many steps; 0: after the passes.")
+    ] = 0,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of warm-up.")] = 500,
+    token_budget: Annotated[
+        int, typer.Option("--token-budget", min=1, help="Most padded tokens of a batch.")
+    ] = 6000,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, help="Batches of a process that make a step.")
+    ] = 1,
+    evaluate_every: Annotated[
+        int, typer.Option("--evaluate-every", min=0, help="Steps between two looks at held-out "
+                          "text; 0: after every pass.")
+    ] = 0,
+    dev_share: Annotated[
+        float, typer.Option("--dev-share", min=0, max=0.5, help="Share of documents held out.")
+    ] = 0.01,
+    dropout: Annotated[float, typer.Option("--dropout", min=0, max=0.9)] = 0.0,
+    precision: Annotated[
+        Literal["bf16", "fp32"], typer.Option("--precision", help="Of the arithmetic.")
+    ] = "bf16",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Gradient checkpointing: less memory, more time.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed")] = 1,
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Pretrain a T5 by span corruption, as the reader it is to be; run again, it goes on.
+
+    Fine-tune the result with btr train: --stage reader from a plain one, --stage binarize from a
+    btr one.
+    """
+    from btr.models import reader_folder
+    from btr.readers.t5_checkpoint import T5ReaderConfig
+    from btr.train.loop import LoopSettings
+    from btr.train.pretrain import pretrain as run
+    from btr.train.stage import Places, StageSettings
+
+    places = Places(reader_folder(start), reader / mode, reader / "training" / "pretrain")
+    loop = LoopSettings(
+        epochs, lr, steps=steps, accumulate=accumulate, evaluate_every=evaluate_every,
+        warmup=warmup, seed=seed,
+    )  # fmt: skip
+    figures = run(
+        StageSettings("reader", loop, token_budget, dropout=dropout, precision=precision),
+        sources,
+        places,
+        mode=mode,
+        split_layer=parse_layout(layout)[0] if layout else 0,
+        config=T5ReaderConfig(query_budget=query_budget, passage_budget=passage_budget),
+        scratch=scratch,
+        dev_share=dev_share,
+        recompute=recompute,
+    )
+    write_json(json, {"stage": "pretrain", "checkpoint": str(places.checkpoint), "dev": figures})
+    show_figures(console(json), places.checkpoint, figures)
