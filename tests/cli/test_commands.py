@@ -178,6 +178,38 @@ def test_eval_report(
     assert [json.loads(line)["id"] for line in answers.read_text().splitlines()] == ["1", "2"]
 
 
+def test_eval_goes_on_and_says_what_is_kept(
+    run: Run, tiny: Path, questions: Path, tmp_path: Path
+) -> None:
+    answers, plain = tmp_path / "answers.jsonl", tmp_path / "plain.json"
+    words = ("eval", "--reader", tiny, "--data", questions)
+    assert run(*words, "--mode", "plain", "--json", plain)[0] == 0
+    first = json.loads(run(*words, "--json", "-", "--predictions", answers)[1])
+    assert first["recall"] == {"1": 100.0, "5": 100.0, "20": 100.0}
+    whole = answers.read_text()
+    # Stopped in the middle of the second line.
+    line = whole.index("\n") + 1
+    answers.write_text(whole[:line].replace('"Who', '"who') + whole[line : line + 20])
+    again = json.loads(run(*words, "--json", "-", "--predictions", answers, "--resume")[1])
+    assert (again["n"], again["f1"]) == (first["n"], first["f1"])
+    assert answers.read_text().startswith(whole[:line].replace('"Who', '"who'))
+    assert [json.loads(text)["id"] for text in answers.read_text().splitlines()] == ["1", "2"]
+
+    status, _, err = run(*words, "--limit", "1", "--against", plain)
+    assert (status, "same questions" in one_line(err)) == (2, True)
+    report = json.loads(plain.read_text())
+    plain.write_text(json.dumps(report | {"f1": 50.0}))
+    kept = json.loads(run(*words, "--json", "-", "--against", plain)[1])
+    assert kept["kept"] == pytest.approx(2 * kept["f1"], abs=0.01)
+    for flags, status, message in (
+        (("--resume",), 2, "--predictions"),
+        (("--against", tmp_path / "none.json"), 3, "cannot be read"),
+        (("--classes",), 2, "cannot choose"),
+    ):
+        found, _, err = run(*words, *flags)
+        assert (found, message in one_line(err)) == (status, True), err
+
+
 def test_eval_limit_and_task(run: Run, tiny: Path, questions: Path) -> None:
     words = ("eval", "--reader", tiny, "--data", questions, "--limit", "1", "--task", "mine")
     report = json.loads(run(*words, "--json", "-")[1])

@@ -87,6 +87,50 @@ def test_three_commands_make_a_reader(
     assert code == 0, err
 
 
+def test_classes_and_multiple_choice_are_scored_by_accuracy(run: Run, tmp_path, bases):
+    passage = {"title": "Bridge", "text": "The bridge was built by king Olaf of stone."}
+    claims, exam = tmp_path / "fever.jsonl", tmp_path / "mmlu.jsonl"
+    with claims.open("w") as out:
+        for n in range(12):
+            label = ["SUPPORTS", "REFUTES"][n % 2]
+            record = {"question": f"The bridge {n} is of stone", "answers": [label]}
+            out.write(json.dumps(record | {"ctxs": [passage]}) + "\n")
+    with exam.open("w") as out:
+        for n in range(12):
+            options = {"A": "stone", "B": "salt", "C": "wood", "D": "snow"}
+            record = {"question": f"Of what is bridge {n}?", "answers": ["ABCD"[n % 4]],
+                      "options": options, "subject": ["stone", "water"][n % 2]}  # fmt: skip
+            out.write(json.dumps(record | {"ctxs": [passage]}) + "\n")
+    reader, report = tmp_path / "mine", tmp_path / "report.json"
+    code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases["t5"],
+                       "--data", claims, "--data", exam, *SHORT, "--query-budget", "60",
+                       "--passage-budget", "60", "--dev", claims)  # fmt: skip
+    assert code == 0, err
+    words = ["eval", "--reader", reader, "--mode", "plain", "--json", report]
+    code, out, err = run(*words, "--data", claims, "--classes", "--predictions", tmp_path / "p")
+    assert code == 0, err
+    figures = json.loads(report.read_text())
+    assert (figures["n"], figures["em"], figures["f1"]) == (12, None, None)
+    assert f"accuracy {figures['accuracy']}" in out
+    said = [json.loads(line)["answer"] for line in (tmp_path / "p").read_text().splitlines()]
+    assert set(said) <= {"SUPPORTS", "REFUTES"}
+    right = sum(a == ["SUPPORTS", "REFUTES"][n % 2] for n, a in enumerate(said))
+    assert figures["accuracy"] == round(100 * right / 12, 2)
+    code, _, err = run(*words, "--data", exam)
+    assert code == 0, err
+    figures = json.loads(report.read_text())
+    assert figures["subjects"].keys() == {"stone", "water"}
+    assert figures["accuracy"] == pytest.approx(sum(figures["subjects"].values()) / 2, abs=0.01)
+    code, _, err = run(*words, "--data", questions_without_classes(tmp_path), "--classes")
+    assert (code, "are no classes" in one_line(err)) == (3, True)
+
+
+def questions_without_classes(folder: Path) -> Path:
+    path = folder / "one.jsonl"
+    path.write_text('{"question": "q", "answers": ["a"], "ctxs": [{"text": "a b"}]}\n')
+    return path
+
+
 def test_a_network_pretrained_with_bits_becomes_a_reader(run: Run, tmp_path, questions, bases):
     texts = tmp_path / "texts"
     texts.mkdir()

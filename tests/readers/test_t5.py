@@ -352,6 +352,28 @@ def test_float64_is_close_to_hugging_face_in_float64(tmp_path, tokenizer, passag
     torch.testing.assert_close(packed.hidden[None], theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["plain", "btr"])
+def test_choices_get_their_shares_of_the_decoders_probability(readers, tokenizer, passages, mode):
+    reader, choices = readers[mode], ("king Harald", "salt", "1172", "the wide salt lake")
+    reading = reader.read(QUESTION, passages, options=ReadOptions(choices=choices))
+    _, memory = memory_of(reader, QUESTION, passages)
+    sums = []
+    for choice in choices:
+        ids = reader.text.encode(choice)[0]
+        logits = logits_of(reader, memory, [0, *ids])
+        wanted = torch.tensor([*ids, 1])
+        sums.append(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
+    shares = dict(zip(choices, torch.stack(sums).softmax(0).tolist(), strict=True))
+    assert {a.text for a in reading.answers} == set(choices)
+    assert sum(a.probability for a in reading.answers) == pytest.approx(1, abs=1e-5)
+    for answer in reading.answers:
+        assert answer.probability == pytest.approx(shares[answer.text], rel=1e-3)
+        assert answer.start is None
+        assert len(answer.citations) == len(passages)
+    best = reader.read(QUESTION, passages, options=ReadOptions(choices=choices), top=1)
+    assert [a.text for a in best.answers] == [max(shares, key=shares.get)]
+
+
 def test_bad_calls(readers, passages):
     plain, btr = readers["plain"], readers["btr"]
     with pytest.raises(UsageError, match="no states to store"):
@@ -367,6 +389,8 @@ def test_bad_calls(readers, passages):
         (ReadOptions(search="sampling"), "search"),
         (ReadOptions(search="beam", beams=0), "beams"),
         (ReadOptions(longest=0), "longest"),
+        (ReadOptions(choices=("yes",)), "choices"),
+        (ReadOptions(choices=("yes", " ")), "choices"),
     ):
         with pytest.raises(UsageError, match=what):
             btr.read(QUESTION, passages, options=options)

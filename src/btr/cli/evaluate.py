@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ from btr.cli.reading import (
     SearchOption,
     read_options,
 )
-from btr.errors import UsageError
+from btr.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from btr.evaluate.run import Prediction
@@ -64,8 +64,28 @@ def evaluate(
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Only the first questions; 0 for all.")
     ] = 0,
+    classes: Annotated[
+        bool,
+        typer.Option(
+            "--classes",
+            help="Every answer is one of the file's classes (FEVER): choose "
+            "the likeliest. The options of a multiple choice need no flag.",
+        ),
+    ] = False,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write every answer here, as jsonl.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from what --predictions has.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="REPORT",
+            help="A --json report of the same questions, "
+            "usually plain's: also say how much of it is kept.",
+        ),
     ] = None,
     search: SearchOption = "greedy",
     beams: BeamsOption = 4,
@@ -85,14 +105,19 @@ def evaluate(
         raise UsageError("--retrieved and --retrieve need a store", todo="add --store")
     if retrieved and retrieve:
         raise UsageError("--retrieved and --retrieve exclude each other", todo="give one of them")
+    if resume and predictions is None:
+        raise UsageError("--resume goes on from --predictions", todo="name that file")
+    baseline = read_report(against) if against else None
     from btr.data.questions import read_questions
     from btr.evaluate.run import (
         evaluate as run,
     )
     from btr.evaluate.run import (
         gold_passages,
+        labels_in,
         listed_passages,
         prediction_line,
+        read_predictions,
         read_run,
         retrieved_passages,
     )
@@ -119,14 +144,23 @@ def evaluate(
             )
         else:
             find = gold_passages(opened if use_states else None, passages)
-        write = stack.enter_context(_lines(predictions, prediction_line))
+        done = read_predictions(predictions) if resume and predictions else []
+        write = stack.enter_context(_lines(predictions, prediction_line, done))
         bar = stack.enter_context(progress())
         work = bar.add_task("questions", total=limit or None)
         report = run(
             loaded, islice(read_questions(data), limit or None), find,
             use_states=use_states, options=read_options(search, beams, intra, cross, every, int8),
-            write=write, progress=lambda n: bar.update(work, completed=n),
+            labels=labels_in(read_questions(data)) if classes else (), done=done, write=write,
+            progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
+    main = "accuracy" if report["accuracy"] is not None else "f1"
+    if baseline is not None:
+        if baseline.get("n") != report["n"] or not baseline.get(main):
+            raise UsageError("the reports are not of the same questions", where=str(against),
+                             expected=f"{report['n']} with {main}",
+                             found=f"{baseline.get('n')}")  # fmt: skip
+        report["kept"] = round(100 * report[main] / baseline[main], 2)
     report = {
         "task": task or data.name.partition(".")[0],
         **report,
@@ -143,24 +177,46 @@ def evaluate(
         },
     }
     write_json(json, report)
+    scores = f"EM {report['em']}, F1 {report['f1']}"
+    if main == "accuracy":
+        scores = f"accuracy {report['accuracy']}"
+    kept = f" ({report['kept']} % of {against})" if "kept" in report else ""
     console(json).print(
-        f"{report['task']}, {report['reader']} {report['mode']}: EM {report['em']}, "
-        f"F1 {report['f1']} on {report['n']} questions; {report['queries_per_s']} a second, "
+        f"{report['task']}, {report['reader']} {report['mode']}: {scores}{kept} on {report['n']} "
+        f"questions; {report['queries_per_s']} a second, "
         f"{report['cpu_s_per_correct']} CPU-seconds for a right answer"
     )
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """An earlier report.
+
+    Raises:
+        InputError: There is none.
+    """
+    import json
+
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("a report cannot be read", where=str(path), found=str(error)[:200],
+                         todo="name what --json wrote") from error  # fmt: skip
+    return dict(report)
+
+
 @contextlib.contextmanager
 def _lines(
-    path: Path | None, line: Callable[[Prediction], str]
+    path: Path | None, line: Callable[[Prediction], str], done: Sequence[Prediction]
 ) -> Iterator[Callable[[Prediction], None]]:
-    """A function that appends a prediction to a file, or does nothing without one."""
+    """A function that adds a prediction to a file of those done, or does nothing without one."""
     if path is None:
         yield lambda _: None
         return
     try:
         with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield lambda prediction: print(line(prediction), end="", file=file)
+            file.writelines(map(line, done))
+            # A line at a time, so that a stopped run can go on.
+            yield lambda prediction: print(line(prediction), end="", file=file, flush=True)
     except FileNotFoundError as error:
         raise UsageError("the folder does not exist", where=str(path.parent),
                          todo="make it first") from error  # fmt: skip

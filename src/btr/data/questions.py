@@ -38,6 +38,12 @@ class Question:
     label: str = ""
 
 
+def asked(question: Question) -> str:
+    """A question as a reader is asked it, the options of a multiple choice with their letters."""
+    listed = "".join(f" ({letter}) {text}" for letter, text in question.options)
+    return question.question + listed
+
+
 def read_questions(path: Path) -> Iterator[Question]:
     """Questions of a ``.jsonl`` or ``.jsonl.gz`` file, one at a time.
 

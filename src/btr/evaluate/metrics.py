@@ -20,6 +20,13 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
+def holds_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text has one of the answers in it, as whole words after normalisation."""
+    words = f" {normalize_answer(text)} "
+    wanted = [normalize_answer(answer) for answer in answers]
+    return any(f" {answer} " in words for answer in wanted if answer)
+
+
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the prediction equals one of the answers after normalisation, else 0.0."""
     wanted = normalize_answer(prediction)

@@ -1,19 +1,19 @@
-"""Run a reader over a question file and score it: EM, F1, speed, CPU-seconds per correct answer."""
+"""Run a reader over a question file and score it: EM, F1 or accuracy, speed, cost, recall."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from btr.data.lines import read_numbered_records
 from btr.data.passages import Passage
-from btr.data.questions import Question
+from btr.data.questions import Question, asked
 from btr.errors import InputError
-from btr.evaluate.metrics import bootstrap_interval, exact_match, f1_score
+from btr.evaluate.metrics import bootstrap_interval, exact_match, f1_score, holds_answer
 from btr.readers.base import DEFAULT_OPTIONS, Reader, ReadOptions
 from btr.store.format import PassageState
 from btr.store.reader import TokenStore
@@ -22,9 +22,32 @@ Found = tuple[list[Passage], list[PassageState] | None]
 """A question's passages and their stored states, or None where the reader encodes them now."""
 
 
+MOST_LABELS = 20
+"""Classes that a task may have."""
+
+RECALL_AT = (1, 5, 20)
+"""Numbers of first passages that retrieval is judged by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One scored question; ``em`` and ``f1`` are shares (0 .. 1) of the best span."""
+    """One scored question.
+
+    Attributes:
+        id: Of the question.
+        question: Its text.
+        answer: What the reader said; "" for nothing.
+        passage: Id of the passage it comes from.
+        probability: Of the answer.
+        no_answer: That no passage answers.
+        em: 0 or 1; of a choice, whether it is the right one.
+        f1: Share of common words, 0 .. 1; of a choice as ``em``.
+        subject: Of a multiple choice, or "".
+        passages: How many were read.
+        found: The place of the first passage that holds an answer, from 1; 0 for none.
+        wall: Seconds of reading.
+        cpu: CPU-seconds of reading.
+    """
 
     id: str
     question: str
@@ -34,6 +57,11 @@ class Prediction:
     no_answer: float
     em: float
     f1: float
+    subject: str
+    passages: int
+    found: int
+    wall: float
+    cpu: float
 
 
 def gold_passages(store: TokenStore | None, limit: int) -> Callable[[Question], Found]:
@@ -73,27 +101,86 @@ def _stored(store: TokenStore, numbers: Sequence[int]) -> Found:
     return store.passages(numbers), store.states(numbers)
 
 
+def choices_for(question: Question, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """What a question's answer is one of: the letters of its options, the task's labels, or ()."""
+    return tuple(letter for letter, _ in question.options) or labels
+
+
+def predict(
+    reader: Reader,
+    question: Question,
+    found: Found,
+    *,
+    use_states: bool,
+    labels: tuple[str, ...] = (),
+    options: ReadOptions = DEFAULT_OPTIONS,
+) -> Prediction:
+    """Answer one question and score the best answer; only reading is timed.
+
+    Args:
+        reader: In any mode.
+        question: With answers to compare with.
+        found: Its passages and their stored states.
+        use_states: Give the reader the stored states; False makes it work from the text.
+        labels: What every answer is one of, in a task of classes.
+        options: How answers are searched for and what is merged.
+    """
+    passages, states = found
+    choices = choices_for(question, labels)
+    if choices:
+        options = replace(options, choices=choices)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    given = states if use_states else None
+    reading = reader.read(asked(question), passages, given, options=options)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    best = reading.answers[0] if reading.answers else None
+    text = best.text if best else ""
+    if choices:
+        # Not by normalised text, of which the letter A is an article and nothing.
+        em = f1 = float(text in question.answers)
+    else:
+        em, f1 = exact_match(text, question.answers), f1_score(text, question.answers)
+    places = (i for i, p in enumerate(passages, 1) if holds_answer(p.text, question.answers))
+    return Prediction(
+        question.id,
+        question.question,
+        text,
+        best.passage.id if best else "",
+        best.probability if best else 0.0,
+        reading.no_answer,
+        em,
+        f1,
+        question.subject,
+        len(passages),
+        next(places, 0),
+        wall,
+        cpu,
+    )
+
+
 def evaluate(
     reader: Reader,
     questions: Iterable[Question],
     find: Callable[[Question], Found],
     *,
     use_states: bool,
+    labels: tuple[str, ...] = (),
     options: ReadOptions = DEFAULT_OPTIONS,
+    done: Sequence[Prediction] = (),
     write: Callable[[Prediction], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Answer every question that has passages and score the best span.
-
-    Only reading is timed: finding passages is not, nor is encoding-to-store.
+    """Answer every question that has passages and score the best answer of each.
 
     Args:
         reader: In any mode.
         questions: With answers to compare with.
         find: Where a question's passages come from.
         use_states: Give the reader the stored states; False makes it work from the text.
+        labels: What every answer is one of, in a task of classes.
         options: How answers are searched for and what is merged.
-        write: Called with every scored question.
+        done: Questions scored before, which are not asked again.
+        write: Called with every newly scored question.
         progress: Called with the number of questions done.
 
     Returns:
@@ -102,59 +189,86 @@ def evaluate(
     Raises:
         InputError: No question had both answers and passages.
     """
-    em: list[float] = []
-    f1: list[float] = []
-    abstained = without = given = 0
-    wall = cpu = 0.0
+    before = {prediction.id: prediction for prediction in done}
+    scored: list[Prediction] = []
+    without = 0
+    chosen = True
     for question in questions:
-        passages, states = find(question)
-        if not passages or not question.answers:
+        chosen = chosen and bool(choices_for(question, labels))
+        if question.id in before:
+            scored.append(before[question.id])
+            continue
+        found = find(question)
+        if not found[0] or not question.answers:
             without += 1
             continue
-        started, cpu_started = time.perf_counter(), time.process_time()
-        given_states = states if use_states else None
-        reading = reader.read(question.question, passages, given_states, options=options)
-        wall += time.perf_counter() - started
-        cpu += time.process_time() - cpu_started
-        given += len(passages)
-        best = reading.answers[0] if reading.answers else None
-        text = best.text if best else ""
-        em.append(exact_match(text, question.answers))
-        f1.append(f1_score(text, question.answers))
-        abstained += reading.no_answer > 0.5
-        write(
-            Prediction(
-                question.id,
-                question.question,
-                text,
-                best.passage.id if best else "",
-                best.probability if best else 0.0,
-                reading.no_answer,
-                em[-1],
-                f1[-1],
-            )
+        scored.append(
+            predict(reader, question, found, use_states=use_states, labels=labels, options=options)
         )
-        progress(len(em))
-    if not em:
+        write(scored[-1])
+        progress(len(scored))
+    if not scored:
         raise InputError("no question has both answers and passages", found=f"{without} without",
                          todo="give --store to retrieve passages")  # fmt: skip
-    correct = sum(em)
     return {
         "reader": reader.name,
         "family": reader.family,
         "mode": reader.mode,
-        "n": len(em),
+        "n": len(scored),
         "skipped_without_passages": without,
-        "em": round(100 * correct / len(em), 2),
-        "em_interval": [round(100 * x, 2) for x in bootstrap_interval(em)],
-        "f1": round(100 * sum(f1) / len(f1), 2),
-        "f1_interval": [round(100 * x, 2) for x in bootstrap_interval(f1)],
-        "accuracy": None,
-        "abstained": round(100 * abstained / len(em), 2),
-        "queries_per_s": round(len(em) / wall, 2),
-        "cpu_s_per_correct": round(cpu / correct, 4) if correct else None,
-        "passages_per_query": round(given / len(em), 2),
+        **figures(scored, choices=chosen),
     }
+
+
+def figures(scored: Sequence[Prediction], *, choices: bool) -> dict[str, Any]:
+    """The figures of scored questions.
+
+    Args:
+        scored: At least one.
+        choices: Whether every answer was one of several given; then accuracy, overall and by
+            subject, stands in place of EM and F1.
+    """
+    count, right = len(scored), sum(p.em for p in scored)
+
+    def percent(values: Sequence[float]) -> tuple[float, list[float]]:
+        interval = [round(100 * x, 2) for x in bootstrap_interval(values)]
+        return round(100 * sum(values) / len(values), 2), interval
+
+    report: dict[str, Any] = {"em": None, "f1": None, "accuracy": None}
+    if choices:
+        report["accuracy"], report["accuracy_interval"] = percent([p.em for p in scored])
+        subjects = sorted({p.subject for p in scored} - {""})
+        if subjects:
+            report["subjects"] = {
+                name: percent([p.em for p in scored if p.subject == name])[0] for name in subjects
+            }
+    else:
+        report["em"], report["em_interval"] = percent([p.em for p in scored])
+        report["f1"], report["f1_interval"] = percent([p.f1 for p in scored])
+    wall, cpu = sum(p.wall for p in scored), sum(p.cpu for p in scored)
+    return report | {
+        "abstained": round(100 * sum(p.no_answer > 0.5 for p in scored) / count, 2),
+        "recall": {
+            str(k): round(100 * sum(0 < p.found <= k for p in scored) / count, 2)
+            for k in RECALL_AT
+        },
+        "queries_per_s": round(count / wall, 2),
+        "cpu_s_per_correct": round(cpu / right, 4) if right else None,
+        "passages_per_query": round(sum(p.passages for p in scored) / count, 2),
+    }  # fmt: skip
+
+
+def labels_in(questions: Iterable[Question]) -> tuple[str, ...]:
+    """The classes of a task, as its questions name them.
+
+    Raises:
+        InputError: There are fewer than two, or so many that they are no classes.
+    """
+    found = sorted({q.label or q.answers[0] for q in questions if q.answers})
+    if not 2 <= len(found) <= MOST_LABELS:
+        raise InputError("the answers are no classes", expected=f"2 to {MOST_LABELS} of them",
+                         found=str(len(found)), todo="leave --classes out")  # fmt: skip
+    return tuple(found)
 
 
 def read_run(path: Path) -> dict[str, list[str]]:
@@ -180,5 +294,23 @@ def read_run(path: Path) -> dict[str, list[str]]:
 
 def prediction_line(prediction: Prediction) -> str:
     """A prediction as one JSON line."""
-    fields = {name: getattr(prediction, name) for name in Prediction.__slots__}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Predictions that a run wrote before it was stopped; a last line cut short is left out.
+
+    Raises:
+        InputError: The file holds something else.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            found.append(Prediction(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise InputError("not a prediction", where=f"{path}, line {number}",
+                             todo="remove the file to start again") from None  # fmt: skip
+    return found

@@ -60,6 +60,8 @@ class ReadOptions:
         longest: Most tokens of an answer; None for the checkpoint's budget.
         shortest: Fewest; benchmarks force equal lengths by it.
         int8: Decode with 8-bit weights, faster on CPUs.
+        choices: The answer is one of these texts, whatever ``search`` says: labels, or the letters
+            of a multiple choice. Probabilities are shares among them.
     """
 
     merging: Merging = Merging()
@@ -68,6 +70,7 @@ class ReadOptions:
     longest: int | None = None
     shortest: int = 0
     int8: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,11 +199,14 @@ class BertReader:
 
         Raises:
             UsageError: States were given to a plain reader, or their number is not that of the
-                passages, or tokens are to be merged.
+                passages, or tokens are to be merged, or there are choices.
         """
         if options.merging:
             raise UsageError("an extractive reader cannot merge tokens: merged ones have no place",
                              where=self.name, todo="leave merging off")  # fmt: skip
+        if options.choices:
+            raise UsageError("an extractive reader cannot choose between given answers",
+                             where=self.name, todo="use a generative one")  # fmt: skip
         if states is not None and (self.mode == "plain" or len(states) != len(passages)):
             raise UsageError("states do not fit the call", where=self.name,
                              expected="none for a plain reader, else one a passage",

@@ -25,7 +25,13 @@ from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_citations import cite, passage_weights
 from btr.readers.t5_decoder import Decoder, Memory
 from btr.readers.t5_engine import FidEngine
-from btr.readers.t5_generate import Generated, beam_search, greedy, prefix_log_probabilities
+from btr.readers.t5_generate import (
+    Generated,
+    beam_search,
+    greedy,
+    prefix_log_probabilities,
+    sequence_log_probabilities,
+)
 from btr.readers.t5_network import Restored, SplitT5
 from btr.readers.t5_text import FidText, PassageTokens, word_edges
 from btr.store.format import PassageState
@@ -211,19 +217,24 @@ class T5Reader:
         memories = self.engine.remember(
             [ids for ids, _ in queries], [given.states for given in inputs], options.merging, clock
         )
-        generated = self._generate(memories, [given.passages for given in inputs], top, options)
+        if options.choices:
+            generated = self._choose(memories, options)
+        else:
+            given_passages = [given.passages for given in inputs]
+            generated = self._generate(memories, given_passages, top, options)
         clock.lap("decode")
         for i, memory, given, several, query in zip(
             asked, memories, inputs, generated, queries, strict=True
         ):
             answers = []
-            for one in several:
+            for one, choice in zip(several, options.choices or [""] * len(several), strict=True):
                 weights = passage_weights(one, memory, self.engine.decoder, self.prompt)
-                answers.append(
-                    cite(one, given.passages, weights, self.text, self.config.calibration)
-                )
+                calibration = self.config.calibration
+                answers.append(cite(one, given.passages, weights, self.text, calibration, choice))
+            if options.choices:
+                answers = sorted(answers, key=lambda a: -a.probability)[:top]
             doubt = 0.0
-            if self.config.calibration and answers:
+            if self.config.calibration and answers and not options.choices:
                 doubt = 1 - answers[0].probability
             results[i] = Reading(tuple(answers), doubt, given.truncated, query[1], clock.stages_ms)
         clock.lap("cite")
@@ -278,6 +289,17 @@ class T5Reader:
             for memory, given in zip(memories, passages, strict=True)
         ]
 
+    def _choose(self, memories: Sequence[Memory], options: ReadOptions) -> list[list[Generated]]:
+        """Every question's choices in their order, with the log of their shares."""
+        sequences = [tuple(self.text.encode(choice)[0]) for choice in options.choices]
+        decoder = self.engine.stepper(int8=options.int8)
+        chosen = []
+        for memory in memories:
+            sums = sequence_log_probabilities(decoder, memory, sequences, self.prompt)
+            shares = sums.log_softmax(0).tolist()
+            chosen.append([Generated(s, p) for s, p in zip(sequences, shares, strict=True)])
+        return chosen
+
     def _likeliest_spans(
         self,
         decoder: Decoder,
@@ -327,6 +349,8 @@ def check_options(options: ReadOptions) -> None:
         ("number of beams", options.beams >= 1, "at least 1", options.beams),
         ("longest answer", options.longest is None or options.longest >= 1, "at least 1",
          options.longest),
+        ("choices", all(c.strip() for c in options.choices) and len(options.choices) != 1,
+         "none, or two and more texts", options.choices),
     ):  # fmt: skip
         if not ok:
             raise UsageError(f"impossible {what}", expected=expected, found=str(found))

@@ -23,6 +23,7 @@ def cite(
     weights: Sequence[float],
     text: FidText,
     calibration: tuple[float, float] | None,
+    choice: str = "",
 ) -> Answer:
     """An answer with the passages that it draws on, strongest first.
 
@@ -35,7 +36,13 @@ def cite(
         weights: Each passage's share of the decoder's attention.
         text: The reader's tokens.
         calibration: As in :func:`confidence`.
+        choice: The answer's own text where it was one of several given: it is quoted from nowhere.
     """
+    if choice:
+        ranked = sorted(zip(weights, passages, strict=True), key=lambda pair: -pair[0])
+        cited = tuple(Citation(passage, weight) for weight, passage in ranked)
+        probability = math.exp(generated.log_probability)
+        return Answer(choice, probability, cited[0].passage, None, None, cited)
     said = text.decode(generated.tokens)
     citations = [
         Citation(passage, weight, *(find_words(said, passage.text) or ()))

@@ -126,6 +126,36 @@ def beam_search(
     return [answer for _, answer in kept[:top]]
 
 
+def sequence_log_probabilities(
+    decoder: Decoder,
+    memory: Memory,
+    sequences: Sequence[Sequence[int]],
+    prompt: Sequence[int] = (),
+) -> Tensor:
+    """Log-probabilities of whole answers, their end tokens included, in one call: ``[R]`` float32.
+
+    Args:
+        decoder: The decoder.
+        memory: The question's.
+        sequences: Tokens of each answer, without start and end tokens.
+        prompt: Tokens that every answer begins with; they do not count.
+    """
+    given = [decoder.start_token, *prompt]
+    longest = max(len(sequence) for sequence in sequences)
+    filler = [given[0]] * longest
+    ids = torch.tensor(
+        [[*given, *sequence, *filler[len(sequence) :]] for sequence in sequences],
+        device=decoder.device,
+    )
+    hidden = decoder.run(ids, 0, Cache(decoder, *ids.shape), [memory], [len(sequences)])
+    log_probs = decoder.log_probabilities(hidden[:, len(given) - 1 :])
+    sums = []
+    for row, sequence in zip(log_probs, sequences, strict=True):
+        wanted = torch.tensor([*sequence, decoder.end_token], device=decoder.device)
+        sums.append(row[: len(wanted)].gather(1, wanted[:, None]).sum())
+    return torch.stack(sums)
+
+
 def prefix_log_probabilities(
     decoder: Decoder, memory: Memory, prefixes: Sequence[Sequence[int]], prompt: Sequence[int] = ()
 ) -> Tensor:

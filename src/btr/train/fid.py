@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from btr.data.questions import Question
+from btr.data.questions import Question, asked
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.t5 import T5Reader
@@ -149,7 +149,7 @@ def evaluate_dev(
     reader = T5Reader(network, tokenizer, config, "dev")
 
     def answer(question: Question) -> str:
-        reading = reader.read(question.question, question.contexts[: settings.passages])
+        reading = reader.read(asked(question), question.contexts[: settings.passages])
         return reading.answers[0].text if reading.answers else ""
 
     figures = _score(answer, dev, settings)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from btr.data.passages import Passage
-from btr.data.questions import Question
+from btr.data.questions import Question, asked
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
 from btr.train.sources import DataSettings, Rejects, read_sources
@@ -97,7 +97,7 @@ class FidDataBuilder:
 
     def add(self, question: Question) -> None:
         """Take in a question with its first passages."""
-        ids, _ = self.text.query(question.question, self.config.query_budget)
+        ids, _ = self.text.query(asked(question), self.config.query_budget)
         self.data.questions.append(np.asarray(ids, np.int32))
         passages = tuple(self.passage(p) for p in question.contexts[: self.most_passages])
         answers = tuple(self.answer(a) for a in dict.fromkeys(question.answers) if a.strip())
