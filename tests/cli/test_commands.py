@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cli_lines import one_line
+
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = ("demo", "index", "ask", "info", "verify", "eval", "bench", "models")
 
