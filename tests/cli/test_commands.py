@@ -212,6 +212,32 @@ def test_eval_goes_on_and_says_what_is_kept(
         assert (found, message in one_line(err)) == (status, True), err
 
 
+def test_sweep_draws_every_setting(
+    run: Run, whole_store: Path, tiny: Path, questions: Path, tmp_path: Path
+) -> None:
+    words = ("sweep", "--reader", tiny, "--data", questions, "--passages", "1,2")
+    for flags in ((), ("--store", whole_store)):
+        output = tmp_path / f"out{len(flags)}"
+        status, out, err = run(*words, "-o", output, *flags)
+        assert status == 0, err
+        report = json.loads((output / "sweep.json").read_text())
+        modes = [(p["mode"], p["passages"]) for p in report["points"]]
+        assert modes == [(m, n) for m in ("plain", "decomposed", "btr") for n in (1, 2)]
+        assert any(p["pareto"] for p in report["points"])
+        sizes = {p["mode"]: p["bytes_per_token"] for p in report["points"]}
+        assert sizes["plain"] == 0
+        assert sizes["decomposed"] == 16 * sizes["btr"]
+        assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
+        assert "on the front" in out
+    for flags, message in (
+        (("--passages", "0"), "bad --passages"),
+        (("--intra", "x"), "bad --intra"),
+        (("--modes", "btr,fast"), "no such mode"),
+    ):
+        status, _, err = run(*words, "-o", tmp_path / "out", *flags)
+        assert (status, message in one_line(err)) == (2, True), err
+
+
 def test_eval_limit_and_task(run: Run, tiny: Path, questions: Path) -> None:
     words = ("eval", "--reader", tiny, "--data", questions, "--limit", "1", "--task", "mine")
     report = json.loads(run(*words, "--json", "-")[1])

@@ -24,6 +24,7 @@ from btr.cli.interrupts import Interrupted, listen
 from btr.cli.models import models
 from btr.cli.output import write_json
 from btr.cli.pretrain import pretrain
+from btr.cli.sweep import sweep
 from btr.cli.train import train
 from btr.cli.verify import verify
 from btr.errors import BtrError, ResourceError, UsageError
@@ -59,6 +60,7 @@ app.command()(pretrain)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(sweep)
 app.command()(models)
 
 

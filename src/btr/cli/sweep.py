@@ -1,0 +1,188 @@
+"""``btr sweep``: accuracy against speed against storage, as data and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from btr.cli.output import DtypeOption, console, progress, write_json
+from btr.errors import UsageError
+
+if TYPE_CHECKING:
+    from btr.data.passages import Passage
+    from btr.data.questions import Question
+    from btr.evaluate.sweep import Point
+
+COLOURS = {"plain": "#7f7f7f", "decomposed": "#d98c2b", "btr": "#1f6fb4"}
+MARKS = "osD^vP*X"
+
+
+def sweep(
+    data: Annotated[
+        Path, typer.Option("--data", help="Questions, as for btr eval.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Folder for sweep.json and sweep.png.",
+                     show_default=False),
+    ],
+    reader: Annotated[
+        list[str] | None,
+        typer.Option("--reader", help="A reader; several compare splits [minilm]."),
+    ] = None,
+    modes: Annotated[str, typer.Option(help="Modes, with commas.")] = "plain,decomposed,btr",
+    passages: Annotated[str, typer.Option(help="Numbers of passages, with commas.")] = "5,10,20",
+    intra: Annotated[str, typer.Option(help="Ratios, with commas; generative readers.")] = "0,0.2",
+    cross: Annotated[str, typer.Option(help="Ratios, with commas; generative readers.")] = "0,0.2",
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Retrieve the passages from a store.")
+    ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Every answer is one of the file's classes.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Only the first questions; 0 for all.")
+    ] = 200,
+    dtype: DtypeOption = None,
+) -> None:  # fmt: skip
+    """Read questions with every combination of modes, passages and ratios, and draw the result.
+
+    A point is on the front if no other is as accurate, as fast and as small.
+    """
+    from btr.data.questions import read_questions
+    from btr.evaluate.run import labels_in
+    from btr.evaluate.sweep import grid
+    from btr.evaluate.sweep import sweep as run
+    from btr.machine import DTYPES, default_dtype
+    from btr.readers.base import MODES, Mode, Reader
+    from btr.readers.load import load_reader
+    from btr.store.reader import TokenStore
+
+    if output.exists() and not output.is_dir():
+        raise UsageError("the output is no folder", where=str(output), todo="name a folder")
+    wanted = [mode for mode in MODES if mode in modes.split(",")]
+    if not wanted or set(modes.split(",")) - set(MODES):
+        raise UsageError("no such mode", expected=", ".join(MODES), found=modes)
+    counts = [int(x) for x in numbers(passages, "--passages", 1, 1000)]
+    chosen = DTYPES[dtype or default_dtype()]
+    readers: dict[tuple[str, Mode], Reader] = {
+        (name, mode): load_reader(name, mode, dtype=chosen)
+        for name in reader or ["minilm"]
+        for mode in wanted
+    }
+    merges = {name: loaded.family != "bert" for (name, _), loaded in readers.items()}
+    settings = grid(
+        readers, counts, numbers(intra, "--intra", 0, 0.5), numbers(cross, "--cross", 0, 0.5),
+        merges=merges,
+    )  # fmt: skip
+
+    def given(question: Question) -> list[Passage]:
+        return list(question.contexts[: max(counts)])
+
+    find = given
+    if store is not None:
+        from btr.answering import open_retriever
+
+        opened = TokenStore.open(store)
+        retriever = open_retriever(opened)
+
+        def find(question: Question) -> list[Passage]:
+            hits = retriever.search(question.question, max(counts))
+            return opened.passages([hit.ordinal for hit in hits])
+
+    with progress() as bar:
+        work = bar.add_task("questions", total=limit or None)
+        points = run(
+            readers, settings, islice(read_questions(data), limit or None), find,
+            labels=labels_in(read_questions(data)) if classes else (),
+            progress=lambda n: bar.update(work, completed=n),
+        )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    task = data.name.partition(".")[0]
+    report = {"task": task, "points": [point.as_dict() for point in points]}
+    write_json(str(output / "sweep.json"), report)
+    draw(points, output / "sweep.png", task)
+    table(points)
+
+
+def numbers(text: str, what: str, low: float, high: float) -> list[float]:
+    """Numbers with commas between them.
+
+    Raises:
+        UsageError: One of them is none, or out of range.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [high + 1]
+    if not all(low <= value <= high for value in values):
+        raise UsageError(f"bad {what}", expected=f"numbers from {low:g} to {high:g}", found=text)
+    return values
+
+
+def table(points: Sequence[Point]) -> None:
+    """Print all points, best first."""
+    from rich.table import Table
+
+    rows = Table(box=None)
+    for name in ("", "setting", "score", "95 %", "questions/s", "bytes/token"):
+        rows.add_column(name, justify="left" if name == "setting" else "right")
+    for p in sorted(points, key=lambda p: (-p.score, -p.queries_per_s)):
+        low, high = p.interval
+        rows.add_row("*" if p.pareto else "", p.setting.label, f"{p.score:.1f}",
+                     f"{low:.1f}-{high:.1f}", f"{p.queries_per_s:.2f}",
+                     f"{p.bytes_per_token:.1f}")  # fmt: skip
+    out = console()
+    out.print(rows)
+    out.print("* on the front: no other is as accurate, as fast and as small", style="dim")
+
+
+def draw(points: Sequence[Point], path: Path, task: str) -> None:
+    """Accuracy over speed; colour is the mode, shape the number of passages, the front is ringed.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+    except ImportError as error:
+        raise UsageError("plots need matplotlib", todo="pip install matplotlib") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    counts = sorted({p.setting.passages for p in points})
+    shapes = {count: MARKS[i % len(MARKS)] for i, count in enumerate(counts)}
+    for p in points:
+        low, high = p.interval
+        axes.errorbar(p.queries_per_s, p.score, yerr=[[p.score - low], [high - p.score]],
+                      color=COLOURS[p.setting.mode], alpha=0.25, linewidth=1)  # fmt: skip
+        axes.plot(p.queries_per_s, p.score, shapes[p.setting.passages], markersize=8,
+                  color=COLOURS[p.setting.mode], markeredgecolor="black" if p.pareto else "white",
+                  markeredgewidth=1.4 if p.pareto else 0.5)  # fmt: skip
+        if p.setting.intra or p.setting.cross:
+            axes.annotate(f"{p.setting.intra:g}/{p.setting.cross:g}", (p.queries_per_s, p.score),
+                          xytext=(5, -9), textcoords="offset points", fontsize=7)  # fmt: skip
+    sizes = {p.setting.mode: p.bytes_per_token for p in points}
+    handles = [
+        Line2D([], [], color=COLOURS[mode], marker="o", linestyle="",
+               label=f"{mode}, {size:g} bytes a token" if size else mode)
+        for mode, size in sizes.items()
+    ] + [
+        Line2D([], [], color="#555555", marker=shapes[count], linestyle="",
+               label=f"{count} passages")
+        for count in counts
+    ]  # fmt: skip
+    axes.legend(handles=handles, fontsize=8, loc="best")
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which("{x:g}")
+    axes.set_xlabel("questions a second")
+    axes.set_ylabel("F1 or accuracy, percent")
+    axes.set_title(f"{task}: black rings are the front")
+    axes.grid(alpha=0.25, which="both")
+    figure.savefig(path, dpi=130)

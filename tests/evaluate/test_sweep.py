@@ -1,0 +1,42 @@
+"""Sweeps: what is tried, and which points no other beats."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from btr.evaluate.sweep import Point, Setting, grid, mark_pareto
+
+
+def point(score: float, speed: float, size: float) -> Point:
+    return Point(Setting("r", "btr", 5), score, (score, score), speed, size)
+
+
+def test_merging_is_tried_where_it_can_be():
+    readers = [("a", "plain"), ("a", "btr"), ("b", "btr")]
+    settings = grid(readers, [5, 10], [0, 0.2], [0, 0.1, 0.2], merges={"a": True, "b": False})
+    assert len(settings) == len(set(settings)) == 2 * (1 + 6 + 1)
+    assert {s.mode for s in settings if s.intra or s.cross} == {"btr"}
+    assert {s.reader for s in settings if s.intra or s.cross} == {"a"}
+    assert len({s.label for s in settings}) == len(settings)
+
+
+def test_a_point_is_on_the_front_unless_another_beats_it():
+    points = [point(80, 1, 0), point(78, 3, 50), point(77, 2, 60), point(70, 3, 700)]
+    assert [p.pareto for p in mark_pareto(points)] == [True, True, False, False]
+    twins = [point(80, 1, 0), point(80, 1, 0)]
+    assert [p.pareto for p in mark_pareto(twins)] == [True, True]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))
+def test_every_point_is_on_the_front_or_beaten_by_one_that_is(values):
+    points = mark_pareto([point(*v) for v in values])
+    front = [p for p in points if p.pareto]
+    assert front
+    for p in points:
+        assert p.pareto or any(
+            f.score >= p.score
+            and f.queries_per_s >= p.queries_per_s
+            and f.bytes_per_token <= p.bytes_per_token
+            for f in front
+        )
