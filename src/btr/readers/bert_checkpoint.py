@@ -18,11 +18,15 @@ from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokeniz
 from btr.binarize import PostNormBinarizer
 from btr.errors import CorruptError, IncompatibleError, InputError
 from btr.files import replaced_folder
-from btr.models import resolve
 from btr.readers.base import MODES, Mode
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import load_tokenizer
-from btr.readers.checkpoint import check_tensors, parse_section, read_config
+from btr.readers.checkpoint import (
+    check_tensors,
+    packaged_embeddings,
+    parse_section,
+    read_config,
+)
 from btr.readers.digests import check_digests, write_digests
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -131,8 +135,7 @@ def load_network(
     network = SplitBert(model, config.split_layer, config.query_budget, binarizer=binarizer)
     tensors = {n if n.startswith("binarizer.") else f"model.{n}": t for n, t in tensors.items()}
     if config.word_embeddings:
-        base = load_file(Path(resolve(config.word_embeddings)) / "model.safetensors")
-        tensors[f"model.{WORD_EMBEDDINGS}"] = base["embeddings.word_embeddings.weight"]
+        tensors[f"model.{WORD_EMBEDDINGS}"] = packaged_embeddings(config.word_embeddings)
     check_tensors(tensors, network.state_dict(), str(folder / "model.safetensors"))
     network.load_state_dict(tensors)
     network.requires_grad_(False)

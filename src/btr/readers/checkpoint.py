@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.models import resolve
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -116,6 +118,17 @@ def parse_section(
         if type(getattr(config, name)) is not str:
             raise CorruptError(f"{name} in the btr section is no text", where=where)
     return config
+
+
+def packaged_embeddings(name: str) -> Tensor:
+    """Word embeddings of a packaged BERT, ``[V, d]`` float32.
+
+    Raises:
+        InputError: No such model, or its package is not installed.
+        IncompatibleError: The package is another one than btr was made with.
+    """
+    tensors = load_file(Path(resolve(name)) / "model.safetensors")
+    return tensors["embeddings.word_embeddings.weight"]
 
 
 def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:

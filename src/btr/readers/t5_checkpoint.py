@@ -1,10 +1,15 @@
-"""Fusion-in-Decoder checkpoints: any Hugging Face T5, with or without a ``btr`` section."""
+"""Fusion-in-Decoder checkpoints: any Hugging Face T5, with or without a ``btr`` section.
+
+Frozen word embeddings that a packaged model carries are not saved again: the section names it, and
+loading takes them from there.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +27,18 @@ from transformers import (
 from btr.errors import CorruptError, IncompatibleError, InputError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
-from btr.readers.checkpoint import parse_section, quiet_transformers, read_config
+from btr.readers.checkpoint import (
+    check_tensors,
+    packaged_embeddings,
+    parse_section,
+    quiet_transformers,
+    read_config,
+)
 from btr.readers.digests import check_digests, write_digests
 from btr.readers.t5_network import SplitT5
+
+_SHARED = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
+           "lm_head.weight"}  # fmt: skip
 
 SCALES = ("rms16", "rms8")
 """How a token's scale may be stored (docs/format.md)."""
@@ -49,6 +63,7 @@ class T5ReaderConfig:
         scale: How a 1-bit token's scale is stored: "rms16" as float16, "rms8" on a log scale.
         calibration: Slope and intercept that turn an answer's log-probability into the log-odds of
             its being right (``btr.evaluate.calibration``), or None.
+        word_embeddings: Packaged model whose word embeddings these are, or "" if saved here.
         family: Always "t5" here.
     """
 
@@ -63,6 +78,7 @@ class T5ReaderConfig:
     answer_prompt: str = ""
     scale: str = "rms16"
     calibration: tuple[float, float] | None = None
+    word_embeddings: str = ""
     family: str = "t5"
 
 
@@ -78,8 +94,12 @@ def save_checkpoint(
     model.config.btr = asdict(config)
     # transformers 5 calls every T5 tied, whatever it is.
     model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
+    tensors = model.state_dict()
+    if config.word_embeddings:
+        shared = model.shared.weight.data_ptr()
+        tensors = {n: t for n, t in tensors.items() if t.data_ptr() != shared}
     with replaced_folder(folder) as beside, quiet_transformers():
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, state_dict=tensors)
         tokenizer.save_pretrained(beside)
         write_digests(beside)
 
@@ -105,8 +125,10 @@ def load_network(
     if described.get("model_type") != "t5":
         raise IncompatibleError("not a T5 checkpoint", where=where, expected="model_type t5",
                                 found=str(described.get("model_type")))  # fmt: skip
-    model = _load_model(folder, dtype)
-    config = read_section(described.get("btr"), model.config, where)
+    section = described.get("btr")
+    base = section.get("word_embeddings") if isinstance(section, dict) else ""
+    model = _load_model(folder, dtype, base if isinstance(base, str) else "")
+    config = read_section(section, model.config, where)
     network = SplitT5(model, config.split_layer, binarized=config.mode == "btr")
     network.requires_grad_(False)
     return network.eval(), _load_tokenizer(folder), config
@@ -128,7 +150,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                      todo="save it with tokenizer.save_pretrained")  # fmt: skip
 
 
-def _check_names(folder: Path) -> None:
+def _check_names(folder: Path, wanted: Collection[str]) -> None:
     """Refuse a file without embeddings, or without the head of a T5 that has its own.
 
     ``from_pretrained`` makes either of them from the other, without a word.
@@ -150,16 +172,17 @@ def _check_names(folder: Path) -> None:
         raise CorruptError("checkpoint cannot be read", where=str(folder),
                            found=str(error).split("\n")[0][:200],
                            todo="fetch it again") from error  # fmt: skip
-    tied = read_config(folder).get("tie_word_embeddings", True)
-    for name in ("shared.weight", *(() if tied else ("lm_head.weight",))):
+    for name in wanted:
         if name not in names:
             raise CorruptError(f"tensor is missing: {name}", where=str(folder),
                                todo="fetch the checkpoint again")  # fmt: skip
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> T5ForConditionalGeneration:
-    """The model with every tensor accounted for."""
-    _check_names(folder)
+def _load_model(folder: Path, dtype: torch.dtype, base: str) -> T5ForConditionalGeneration:
+    """The model with every tensor accounted for; ``base`` has its word embeddings, if not ""."""
+    tied = read_config(folder).get("tie_word_embeddings", True)
+    shared, head = ((), ()) if base else (("shared.weight",), ("lm_head.weight",))
+    _check_names(folder, shared if tied else (*shared, *head))
     try:
         with quiet_transformers():
             loaded: Any = T5ForConditionalGeneration.from_pretrained(
@@ -172,6 +195,13 @@ def _load_model(folder: Path, dtype: torch.dtype) -> T5ForConditionalGeneration:
                            todo="fetch it again") from error  # fmt: skip
     model: T5ForConditionalGeneration = loaded[0]
     found: dict[str, Any] = loaded[1]
+    if base:
+        embeddings = packaged_embeddings(base)
+        check_tensors({"shared.weight": embeddings}, {"shared.weight": model.shared.weight},
+                      str(folder))  # fmt: skip
+        with torch.no_grad():
+            model.shared.weight.copy_(embeddings)
+        found["missing_keys"] = set(found["missing_keys"]) - _SHARED
     for fault, names in (
         ("tensor is missing", found["missing_keys"]),
         ("tensor does not belong", found["unexpected_keys"]),
@@ -216,7 +246,7 @@ def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig
             "passage_budget": (2, 65536),
             "answer_budget": (1, 4096),
         },
-        texts=("query_template", "passage_template", "answer_prompt"),
+        texts=("query_template", "passage_template", "answer_prompt", "word_embeddings"),
     )  # fmt: skip
     if config.calibration is not None:
         pair = config.calibration

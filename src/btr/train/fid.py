@@ -277,6 +277,8 @@ def train_fid(
     end_token = Decoder(network.model).end_token
     text = FidText(tokenizer, config.query_template, config.passage_template, end_token)
     rejects = Rejects()
+    # Those that every user has anyway are neither trained nor saved again.
+    network.model.shared.requires_grad_(not config.word_embeddings)
     builder, dev = load_fid_data(data_settings, text, config, rejects)
     data = builder.data
     if stage == "adapt":
@@ -330,7 +332,10 @@ def _config_of(
     if stage == "reader":
         # A model that was no reader before takes the settings given; positions must leave room
         # for any question, or its passages' states could never be stored.
-        return replace(given or found, mode="plain", split_layer=0, positions="budget")
+        return replace(
+            given or found, mode="plain", split_layer=0, positions="budget",
+            word_embeddings=found.word_embeddings,
+        )  # fmt: skip
     if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
         return replace(found, mode=MODE_OF[stage], calibration=None)
     layers = len(network.blocks)

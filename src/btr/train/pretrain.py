@@ -190,9 +190,11 @@ def pretrain(
     torch.manual_seed(settings.loop.seed)
     network, tokenizer, found = load_network(places.start)
     config = _config(config or found, mode, split_layer, len(network.blocks))
+    config = replace(config, word_embeddings="" if scratch else found.word_embeddings)
     if scratch:
         network = SplitT5(T5ForConditionalGeneration(network.model.config), 0)
     network = start_split(network, config.split_layer, binarized=mode == "btr")
+    network.model.shared.requires_grad_(not config.word_embeddings)
     longest = config.query_budget + config.passage_budget - 1
     with Ledger() as ledger:
         passages = read_passages(sources, ledger=ledger)
