@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from btr.data.hub import questions_of, task_of
 from btr.data.passages import Passage
 from btr.data.questions import Question, read_questions
-from btr.errors import InputError
+from btr.errors import InputError, UsageError
 
 
 def write(folder: Path, *records: Any, name: str = "q.jsonl") -> Path:
@@ -46,6 +47,53 @@ def test_multiple_choice_and_claims(tmp_path: Path) -> None:
     assert (listed.options, listed.label) == ((("A", "x"), ("B", "y")), "A")
     assert (claim.question, claim.answers, claim.label) == ("c", ("SUPPORTS",), "SUPPORTS")
     assert bare == Question("4", "open")
+
+
+def test_records_of_other_data_sets(tmp_path: Path) -> None:
+    """Field by field as the Hub and the projects' own files have them."""
+    squad = {
+        "id": "5733be284776f41900661182", "title": "Bridge", "context": "King Olaf built it.",
+        "question": "who?", "answers": {"text": ["Olaf", "Olaf", "King Olaf"], "answer_start": [5]},
+    }  # fmt: skip
+    trivia = {
+        "question": "who?", "question_id": "tc_1",
+        "answer": {"value": "Olaf", "aliases": ["King Olaf", "Olaf"], "normalized_value": "olaf"},
+    }  # fmt: skip
+    nq_open = {"question": "who?", "answer": ["Olaf", "King Olaf"]}
+    mmlu = {"question": "what?", "choices": ["w", "x", "y", "z"], "answer": 2, "subject": "law"}
+    dpr = {
+        "question": "who?", "answers": ["Olaf"],
+        "positive_ctxs": [{"title": "T", "text": "Olaf did.", "passage_id": "12"}],
+        "negative_ctxs": [], "hard_negative_ctxs": [{"title": "U", "text": "No.", "psg_id": "9"}],
+    }  # fmt: skip
+    first, second, third, fourth, fifth = read_questions(
+        write(tmp_path, squad, trivia, nq_open, mmlu, dpr)
+    )
+    assert first.answers == ("Olaf", "King Olaf")
+    assert (first.contexts[0].title, first.contexts[0].text) == ("Bridge", "King Olaf built it.")
+    assert (second.id, second.answers) == ("tc_1", ("Olaf", "King Olaf"))
+    assert third.answers == ("Olaf", "King Olaf")
+    assert (fourth.label, fourth.options[2], fourth.subject) == ("C", ("C", "y"), "law")
+    assert [(p.id, p.text) for p in fifth.contexts] == [("12", "Olaf did."), ("5:ctx1", "No.")]
+
+
+def test_a_data_set_of_the_hub_is_read_like_a_file(tmp_path: Path) -> None:
+    """With the real library on a folder of files, which it loads like a data set of the Hub."""
+    folder = tmp_path / "bridges"
+    folder.mkdir()
+    write(folder, {"question": "who?", "answer": ["Olaf"]}, {"question": "when?", "answer": ["1"]},
+          name="test.jsonl")  # fmt: skip
+    found = list(questions_of(f"hub:{folder}:test"))
+    assert [(q.question, q.answers) for q in found] == [("who?", ("Olaf",)), ("when?", ("1",))]
+    assert task_of(f"hub:{folder}:test") == "bridges"
+    assert task_of(str(folder / "test.jsonl")) == "test"
+    with pytest.raises(InputError, match="cannot be loaded"):
+        list(questions_of(f"hub:{folder}:nosuchsplit"))
+    with pytest.raises(UsageError, match="bad name"):
+        list(questions_of("hub:squad"))
+    write(folder, {"question": " ", "answer": ["Olaf"]}, name="test.jsonl")
+    with pytest.raises(InputError, match="row 1"):
+        list(questions_of(f"hub:{folder}:test"))
 
 
 @pytest.mark.parametrize(

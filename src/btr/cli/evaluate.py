@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     data: Annotated[
-        Path,
+        str,
         typer.Option(
             "--data",
-            help="Questions: jsonl or jsonl.gz in FiD, Atlas or our format.",
+            metavar="FILE",
+            help="Questions: jsonl or jsonl.gz in FiD, Atlas or our format, or hub:NAME:SPLIT.",
             show_default=False,
         ),
     ],
@@ -108,7 +109,7 @@ def evaluate(
     if resume and predictions is None:
         raise UsageError("--resume goes on from --predictions", todo="name that file")
     baseline = read_report(against) if against else None
-    from btr.data.questions import read_questions
+    from btr.data.hub import questions_of, task_of
     from btr.evaluate.run import (
         evaluate as run,
     )
@@ -149,9 +150,9 @@ def evaluate(
         bar = stack.enter_context(progress())
         work = bar.add_task("questions", total=limit or None)
         report = run(
-            loaded, islice(read_questions(data), limit or None), find,
+            loaded, islice(questions_of(data), limit or None), find,
             use_states=use_states, options=read_options(search, beams, intra, cross, every, int8),
-            labels=labels_in(read_questions(data)) if classes else (), done=done, write=write,
+            labels=labels_in(questions_of(data)) if classes else (), done=done, write=write,
             progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
     main = "accuracy" if report["accuracy"] is not None else "f1"
@@ -162,10 +163,10 @@ def evaluate(
                              found=f"{baseline.get('n')}")  # fmt: skip
         report["kept"] = round(100 * report[main] / baseline[main], 2)
     report = {
-        "task": task or data.name.partition(".")[0],
+        "task": task or task_of(data),
         **report,
         "settings": {
-            "data": data.name,
+            "data": Path(data).name,
             "dtype": chosen,
             "passages": passages,
             "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",

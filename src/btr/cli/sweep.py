@@ -23,7 +23,8 @@ MARKS = "osD^vP*X"
 
 def sweep(
     data: Annotated[
-        Path, typer.Option("--data", help="Questions, as for btr eval.", show_default=False)
+        str, typer.Option("--data", metavar="FILE", help="Questions, as for btr eval.",
+                          show_default=False)
     ],
     output: Annotated[
         Path,
@@ -53,7 +54,7 @@ def sweep(
 
     A point is on the front if no other is as accurate, as fast and as small.
     """
-    from btr.data.questions import read_questions
+    from btr.data.hub import questions_of, task_of
     from btr.evaluate.run import labels_in
     from btr.evaluate.sweep import grid
     from btr.evaluate.sweep import sweep as run
@@ -97,12 +98,12 @@ def sweep(
     with progress() as bar:
         work = bar.add_task("questions", total=limit or None)
         points = run(
-            readers, settings, islice(read_questions(data), limit or None), find,
-            labels=labels_in(read_questions(data)) if classes else (),
+            readers, settings, islice(questions_of(data), limit or None), find,
+            labels=labels_in(questions_of(data)) if classes else (),
             progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    task = data.name.partition(".")[0]
+    task = task_of(data)
     report = {"task": task, "points": [point.as_dict() for point in points]}
     write_json(str(output / "sweep.json"), report)
     draw(points, output / "sweep.png", task)

@@ -10,6 +10,7 @@ from typing import Any
 from btr.data.lines import RecordError, json_type, read_numbered_records
 from btr.data.passages import Passage
 from btr.data.records import identifier, optional_text, required_text
+from btr.data.schemas import as_fid
 from btr.errors import InputError
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -49,7 +50,8 @@ def read_questions(path: Path) -> Iterator[Question]:
 
     The question is ``question`` (FiD, Atlas, ours) or ``claim`` (FEVER); answers are ``answers``,
     or one in ``answer`` or ``target``; passages are ``ctxs`` with ``text`` and, optionally, ``id``
-    and ``title``; ``options`` are an object by letter, or an array.
+    and ``title``; ``options`` are an object by letter, or an array. Records of other data sets are
+    understood by their fields (``btr.data.schemas``).
 
     Raises:
         InputError: At the first bad line, with file and line; or if the file has no question.
@@ -81,6 +83,7 @@ def parse_question(fields: Mapping[str, Any], number: int) -> Question:
     Raises:
         RecordError: A field is missing or of the wrong type.
     """
+    fields = as_fid(fields)
     name = identifier(fields, "id") if fields.get("id") is not None else str(number)
     answers, options = _answers(fields), _options(fields)
     label = optional_text(fields, "label")
