@@ -7,14 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from btr.cli.main import main
-from btr.readers.base import Mode
-from btr.readers.t5_checkpoint import T5ReaderConfig, save_checkpoint
-from btr.readers.t5_network import Restored, SplitT5
-from btr.readers.t5_text import FidText
 from cli_lines import one_line
 from tiny_t5 import t5_tokenizer, tiny_t5
 
@@ -32,59 +26,27 @@ TEXTS = [
     ("Ada", "Ada was queen of the north."),
     ("Lake", "The north lake is wide and the south lake is salt."),
 ]
-STEPS, LEARNED = 200, 0.02
-
-
-def train(folder: Path, mode: Mode, split_layer: int, start: SplitT5 | None) -> SplitT5:
-    """Learn the facts by heart, in the mode's own arithmetic, and save the checkpoint."""
-    tokenizer = t5_tokenizer()
-    model = tiny_t5(tokenizer, wild=False) if start is None else start.model
-    network = SplitT5(model, split_layer, binarized=mode == "btr")
-    config = T5ReaderConfig(mode, split_layer, query_budget=16, passage_budget=96, answer_budget=16)
-    text = FidText(tokenizer, config.query_template, config.passage_template, 1)
-    passages = [text.passage(t, body, 96).ids for t, body in TEXTS]
-    lengths = [len(ids) for ids in passages]
-    flat = torch.tensor([i for ids in passages for i in ids])
-    model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
-    queries = [text.query(question, 16)[0] for question in FACTS]
-    answers = [torch.tensor([[*text.encode(answer)[0], 1]]) for answer in FACTS.values()]
-    ids = torch.tensor([i for query in queries for i in query])
-    asked = [len(query) for query in queries]
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        hidden = network.run_lower(flat, lengths)
-        if network.binarizer is None:
-            states = [Restored(part) for part in torch.split(hidden, lengths)]
-        else:
-            signs, variance = network.binarizer.encode(hidden)
-            restored = network.binarizer.restore(signs, variance)
-            pairs = zip(torch.split(restored, lengths), torch.split(signs, lengths), strict=True)
-            states = [Restored(residual, normed) for residual, normed in pairs]
-        packed = network.run_joint(
-            torch.split(network.run_lower(ids, asked), asked), [states] * 4, [16] * 4
-        )
-        losses = [
-            model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=p.hidden[None]), labels=labels
-            ).loss
-            for p, labels in zip(packed, answers, strict=True)
-        ]
-        loss = torch.stack(losses).mean()
-        if loss < LEARNED:
-            break
-        loss.backward()
-        optimizer.step()
-    save_checkpoint(folder / mode, network.eval(), tokenizer, config, dtype=torch.float32)
-    return network
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reader(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
+    """The facts learned by heart, by the three steps as users run them."""
     folder = tmp_path_factory.mktemp("readers") / "facts"
-    plain = train(folder, "plain", 0, None)
-    decomposed = train(folder, "decomposed", 2, plain)
-    train(folder, "btr", 2, decomposed)
+    base = folder / "base"
+    tiny_t5(t5_tokenizer(), wild=False).save_pretrained(base)
+    t5_tokenizer().save_pretrained(base)
+    common = [
+        "train", "-o", folder, "--data", questions, "--dev", questions, "--epochs", "80",
+        "--evaluate-every", "80", "--lr", "5e-3", "--warmup", "5", "--dropout", "0",
+        "--precision", "fp32",
+    ]  # fmt: skip
+    for options in (
+        ["--stage", "reader", "--from", base, "--query-budget", "16", "--passage-budget", "96",
+         "--answer-budget", "16"],
+        ["--stage", "decompose", "--layout", "2+2"],
+        ["--stage", "binarize"],
+    ):  # fmt: skip
+        assert main([str(word) for word in [*common, *options]]) == 0
     return folder
 
 
