@@ -108,6 +108,29 @@ def test_eval_scores_every_mode_and_search(
     assert (status, report["family"], report["mode"], report["em"]) == (0, "t5", mode, 100)
 
 
+def test_ablation_leaves_out_one_technique_at_a_time(
+    run: Run, reader: Path, questions: Path
+) -> None:
+    status, out, err = run(
+        "eval", "--ablation", "--reader", reader, "--data", questions, "--without-recovery", reader,
+        "--dtype", "fp32", "--json", "-",
+    )  # fmt: skip
+    assert status == 0, err
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert list(rows) == [
+        "plain reader", "BTR", "without binarization", "without intra-passage merging",
+        "without cross-passage merging", "without recovery",
+    ]  # fmt: skip
+    assert rows["plain reader"]["score"] == 100
+    assert rows["BTR"]["paper"] == {"em": 49.5, "queries_per_s": 31.5, "gigabytes": 127}
+    assert (rows["BTR"]["intra"], rows["without intra-passage merging"]["intra"]) == (0.2, 0)
+    assert rows["without binarization"]["bytes_per_token"] == 64
+    assert rows["BTR"]["bytes_per_token"] == 6
+    assert (
+        run("eval", "--ablation", "--reader", reader, "--data", questions)[1].count("without") == 3
+    )
+
+
 def test_eval_from_the_store_with_merging(
     run: Run, reader: Path, store: Path, questions: Path
 ) -> None:

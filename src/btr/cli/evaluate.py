@@ -88,6 +88,30 @@ def evaluate(
             "usually plain's: also say how much of it is kept.",
         ),
     ] = None,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablation",
+            help="Read without each technique in turn, and print the paper's figures beside.",
+        ),
+    ] = False,
+    without_recovery: Annotated[
+        str,
+        typer.Option(
+            "--without-recovery",
+            metavar="READER",
+            help="For --ablation: the same reader, trained with --recovery-weight 0.",
+        ),
+    ] = "",
+    without_distillation: Annotated[
+        str,
+        typer.Option(
+            "--without-distillation",
+            metavar="READER",
+            help="For --ablation: the "
+            "same reader, trained with --state-weight 0 and --answer-weight 0.",
+        ),
+    ] = "",
     search: SearchOption = "greedy",
     beams: BeamsOption = 4,
     intra: IntraOption = 0.0,
@@ -102,6 +126,18 @@ def evaluate(
     The passages are the question file's own, unless --retrieved or --retrieve says otherwise.
     With --store, a decomposed or btr reader works from the stored states.
     """
+    if ablation:
+        from btr.cli.ablation import ablation as run_ablation
+
+        if retrieved or predictions or against:
+            raise UsageError("--ablation reads all rows of its own table",
+                             todo="leave out --retrieved, --predictions and --against")  # fmt: skip
+        run_ablation(
+            data, reader, without_recovery=without_recovery,
+            without_distillation=without_distillation, store=store, passages=passages,
+            classes=classes, limit=limit, dtype=dtype, json=json,
+        )  # fmt: skip
+        return
     if (retrieved or retrieve) and store is None:
         raise UsageError("--retrieved and --retrieve need a store", todo="add --store")
     if retrieved and retrieve:

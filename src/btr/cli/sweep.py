@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +61,6 @@ def sweep(
     from btr.machine import DTYPES, default_dtype
     from btr.readers.base import MODES, Mode, Reader
     from btr.readers.load import load_reader
-    from btr.store.reader import TokenStore
 
     if output.exists() and not output.is_dir():
         raise UsageError("the output is no folder", where=str(output), todo="name a folder")
@@ -80,25 +79,11 @@ def sweep(
         readers, counts, numbers(intra, "--intra", 0, 0.5), numbers(cross, "--cross", 0, 0.5),
         merges=merges,
     )  # fmt: skip
-
-    def given(question: Question) -> list[Passage]:
-        return list(question.contexts[: max(counts)])
-
-    find = given
-    if store is not None:
-        from btr.answering import open_retriever
-
-        opened = TokenStore.open(store)
-        retriever = open_retriever(opened)
-
-        def find(question: Question) -> list[Passage]:
-            hits = retriever.search(question.question, max(counts))
-            return opened.passages([hit.ordinal for hit in hits])
-
     with progress() as bar:
         work = bar.add_task("questions", total=limit or None)
         points = run(
-            readers, settings, islice(questions_of(data), limit or None), find,
+            readers, settings, islice(questions_of(data), limit or None),
+            passages_from(store, max(counts)),
             labels=labels_in(questions_of(data)) if classes else (),
             progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
@@ -108,6 +93,23 @@ def sweep(
     write_json(str(output / "sweep.json"), report)
     draw(points, output / "sweep.png", task)
     table(points)
+
+
+def passages_from(store: Path | None, most: int) -> Callable[[Question], list[Passage]]:
+    """Where a question's passages come from: the question itself, or a store's retrieval."""
+    if store is None:
+        return lambda question: list(question.contexts[:most])
+    from btr.answering import open_retriever
+    from btr.store.reader import TokenStore
+
+    opened = TokenStore.open(store)
+    retriever = open_retriever(opened)
+
+    def retrieved(question: Question) -> list[Passage]:
+        hits = retriever.search(question.question, most)
+        return opened.passages([hit.ordinal for hit in hits])
+
+    return retrieved
 
 
 def numbers(text: str, what: str, low: float, high: float) -> list[float]:
