@@ -125,6 +125,35 @@ def test_classes_and_multiple_choice_are_scored_by_accuracy(run: Run, tmp_path, 
     assert (code, "are no classes" in one_line(err)) == (3, True)
 
 
+def test_an_extractive_reader_learns_classes(run: Run, tmp_path, bases):
+    claims = tmp_path / "claims.jsonl"
+    with claims.open("w") as out:
+        for n in range(40):
+            king = ["Olaf", "Harald"][n % 2]
+            passage = {"title": "Bridge", "text": f"The bridge {n} was built by king {king}."}
+            record = {"claim": f"Olaf built {n}", "label": ["SUPPORTS", "REFUTES"][n % 2]}
+            out.write(json.dumps(record | {"ctxs": [passage]}) + "\n")
+    reader, report = tmp_path / "mine", tmp_path / "report.json"
+    common = ["-o", reader, "--data", claims, *SHORT, "--classes", "--answer-weight", "0",
+              "--state-weight", "0", "--dev", claims]  # fmt: skip
+    for options in (
+        ["--stage", "reader", "--from", bases["bert"], "--epochs", "15", "--lr", "5e-3"],
+        ["--stage", "decompose", "--layout", "2+2"],
+        ["--stage", "binarize"],
+        ["--stage", "adapt", "--from", reader, "-o", tmp_path / "adapted"],
+    ):
+        code, _, err = run("train", *common, *options)
+        assert code == 0, err
+    for folder, mode in ((reader, "plain"), (reader, "btr"), (tmp_path / "adapted", "btr")):
+        code, _, err = run("eval", "--reader", folder, "--data", claims, "--classes",
+                           "--mode", mode, "--json", report)  # fmt: skip
+        assert code == 0, err
+        figures = json.loads(report.read_text())
+        assert (figures["n"], figures["em"]) == (40, None)
+        if mode == "plain":
+            assert figures["accuracy"] > 90
+
+
 def questions_without_classes(folder: Path) -> Path:
     path = folder / "one.jsonl"
     path.write_text('{"question": "q", "answers": ["a"], "ctxs": [{"text": "a b"}]}\n')

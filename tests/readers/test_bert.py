@@ -39,7 +39,8 @@ def reader_logits(reader: BertReader, question: str, passages) -> list[torch.Ten
     mask = torch.ones(1, len(ids), dtype=torch.bool)
     with torch.inference_mode():
         query = reader.network.encode_query(torch.tensor([ids]), mask)[0]
-        logits = reader._joint(query, parts)
+        head = reader.network.model.qa_outputs
+        logits = [head(states).float() for states in reader._joint(query, parts)]
     return [logits[order.index(i)] for i in range(len(passages))]
 
 

@@ -112,7 +112,7 @@ def test_word_embeddings_are_trained_unless_everybody_has_them(tmp_path, data, b
 def test_missing_pieces_are_named(tmp_path, data, base):
     here = places(tmp_path, "out", base)
     with pytest.raises(UsageError, match="give --plain"):
-        train_extractive(settings("decompose"), data, here, layout=(2, 2))
+        train_extractive(settings("decompose", answer_weight=1.0), data, here, layout=(2, 2))
     with pytest.raises(UsageError, match="give --layout"):
         train_extractive(settings("decompose"), data, places(tmp_path, "out", base, base))
     with pytest.raises(UsageError, match="step binarize needs a decomposed checkpoint"):

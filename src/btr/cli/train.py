@@ -112,6 +112,10 @@ def train(
         typer.Option("--negative-share", min=0, max=1, help="Questions that come again with a "
                      "passage that does not answer them, extractive readers [0.12]."),
     ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Extractive readers: every answer is one of the "
+                           "files' classes, as in FEVER; train a head that tells them.")
+    ] = False,
     state_weight: Annotated[
         float, typer.Option("--state-weight", min=0, help="Of query-aware distillation; 0: off.")
     ] = 0.2,
@@ -160,7 +164,7 @@ def train(
     from btr.train.launch import PRESETS, places_of
     from btr.train.launch import train as run
     from btr.train.loop import LoopSettings
-    from btr.train.sources import parse_source
+    from btr.train.sources import labels_of, parse_source
     from btr.train.stage import StageSettings
 
     split = parse_layout(layout) if layout else None
@@ -208,16 +212,18 @@ def train(
         precision=precision,
         rule=rule,
     )  # fmt: skip
+    sources = tuple(parse_source(text) for text in data)
     figures = run(
         settings,
         places,
         {
-            "sources": tuple(parse_source(text) for text in data),
+            "sources": sources,
             "dev": tuple(dev or ()),
             "dev_share": dev_share,
             "score_on": tuple(score_on or ()),
             "seed": seed,
             **{name: value for name, value in own.items() if value is not None},
+            **({"labels": labels_of(sources)} if classes else {}),
         },
         layout=split,
         budgets=budgets,

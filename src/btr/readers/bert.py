@@ -192,21 +192,23 @@ class BertReader:
             states: Their stored states, in the same order, or None to encode them now. A plain
                 reader takes none.
             top: Most answers to return; they differ in text.
-            options: No choice of this reader's: it takes no merging.
+            options: It takes no merging, and as choices only the classes it was trained for.
 
         Returns:
             Spans with one probability distribution over all passages and "not answered".
 
         Raises:
             UsageError: States were given to a plain reader, or their number is not that of the
-                passages, or tokens are to be merged, or there are choices.
+                passages, or tokens are to be merged, or the choices are not its classes.
         """
         if options.merging:
             raise UsageError("an extractive reader cannot merge tokens: merged ones have no place",
                              where=self.name, todo="leave merging off")  # fmt: skip
-        if options.choices:
-            raise UsageError("an extractive reader cannot choose between given answers",
-                             where=self.name, todo="use a generative one")  # fmt: skip
+        if options.choices and set(options.choices) != set(self.config.labels):
+            raise UsageError("an extractive reader cannot choose between these answers",
+                             where=self.name, expected=", ".join(self.config.labels) or "none",
+                             found=", ".join(options.choices),
+                             todo="train it with --classes, or use a generative one")  # fmt: skip
         if states is not None and (self.mode == "plain" or len(states) != len(passages)):
             raise UsageError("states do not fit the call", where=self.name,
                              expected="none for a plain reader, else one a passage",
@@ -221,9 +223,15 @@ class BertReader:
         for layer in self.network.lower:
             query = run_layer(layer, query, attend)
         clock.lap("query")
-        logits = self._joint(query, parts)
+        hidden = self._joint(query, parts)
         clock.lap("joint")
-        answers, no_answer = self._decode(logits, [passages[i] for i in order], top)
+        ordered, no_answer = [passages[i] for i in order], 0.0
+        if options.choices:
+            answers = self._classify(hidden, ordered, top)
+        else:
+            head = self.network.model.qa_outputs
+            logits = [head(states).float().cpu() for states in hidden]
+            answers, no_answer = self._decode(logits, ordered, top)
         clock.lap("decode")
         cut = sum(p.truncated for p in parts)
         return Reading(answers, no_answer, cut, stages_ms=clock.stages_ms)
@@ -252,7 +260,7 @@ class BertReader:
         return order, [PassageInput(r, *k) for r, k in zip(rows, kept, strict=True)]
 
     def _joint(self, query: Tensor, passages: Sequence[PassageInput]) -> list[Tensor]:
-        """Joint layers and head: per passage ``[1 + T, 2]`` float32 logits.
+        """Joint layers: per passage ``[1 + T, d]`` states.
 
         Row 0 is ``[CLS]``, the others are the ``T`` tokens of the passage's text. The last layer
         computes only these rows: nobody asks for the others.
@@ -275,8 +283,24 @@ class BertReader:
             hidden = run_layer(layer, hidden, attend)
         attend = PackedAttention(lengths, self.network.heads, asking=asking)
         hidden = run_layer(last, hidden, attend, rows)
-        logits: Tensor = self.network.model.qa_outputs(hidden).float().cpu()
-        return list(torch.split(logits, asking))
+        return list(torch.split(hidden, asking))
+
+    def _classify(
+        self, hidden: Sequence[Tensor], passages: Sequence[Passage], top: int
+    ) -> tuple[Answer, ...]:
+        """Classes by the mean of the logits that each passage's ``[CLS]`` gives.
+
+        The source of a class is the passage that speaks for it most.
+        """
+        head = self.network.classifier
+        assert head is not None  # noqa: S101 -- the reader has labels
+        logits = head(torch.stack([states[0] for states in hidden])).float().cpu()
+        shares, sources = logits.mean(0).softmax(0), logits.log_softmax(1).argmax(0)
+        answers = [
+            Answer(label, float(share), passages[int(source)], None, None)
+            for label, share, source in zip(self.config.labels, shares, sources, strict=True)
+        ]
+        return tuple(sorted(answers, key=lambda a: -a.probability)[:top])
 
     def _decode(
         self, logits: Sequence[Tensor], passages: Sequence[Passage], top: int

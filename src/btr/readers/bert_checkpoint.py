@@ -7,7 +7,7 @@ base, and loading takes them from there.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class BertReaderConfig:
         split_layer: Layers below the cut; 0 for plain.
         query_budget: Positions kept for ``[CLS] question [SEP]``.
         passage_budget: Most tokens of a passage.
+        labels: Classes that the reader tells a question's passages into, in the order of its head.
         word_embeddings: Model whose word embeddings these are, or "" if saved in the checkpoint.
         family: Always "bert" here.
     """
@@ -49,6 +50,7 @@ class BertReaderConfig:
     split_layer: int
     query_budget: int = 48
     passage_budget: int = 384
+    labels: tuple[str, ...] = ()
     word_embeddings: str = ""
     family: str = "bert"
 
@@ -75,6 +77,8 @@ def save_checkpoint(
         del tensors[WORD_EMBEDDINGS]
     if network.binarizer is not None:
         tensors |= {f"binarizer.{n}": t for n, t in network.binarizer.state_dict().items()}
+    if network.classifier is not None:
+        tensors |= {f"classifier.{n}": t for n, t in network.classifier.state_dict().items()}
     described = json.loads(network.model.config.to_json_string(use_diff=False))
     described = {k: v for k, v in described.items() if k in _KEPT_CONFIG}
     described["architectures"] = ["BertForQuestionAnswering"]
@@ -132,8 +136,12 @@ def load_network(
     config = read_section(section, shape, str(folder / "config.json"))
     model = BertForQuestionAnswering(shape)
     binarizer = PostNormBinarizer(model.config.hidden_size) if config.mode == "btr" else None
-    network = SplitBert(model, config.split_layer, config.query_budget, binarizer=binarizer)
-    tensors = {n if n.startswith("binarizer.") else f"model.{n}": t for n, t in tensors.items()}
+    network = SplitBert(
+        model, config.split_layer, config.query_budget, binarizer=binarizer,
+        labels=len(config.labels),
+    )  # fmt: skip
+    own = ("binarizer.", "classifier.")
+    tensors = {n if n.startswith(own) else f"model.{n}": t for n, t in tensors.items()}
     if config.word_embeddings:
         tensors[f"model.{WORD_EMBEDDINGS}"] = packaged_embeddings(config.word_embeddings)
     check_tensors(tensors, network.state_dict(), str(folder / "model.safetensors"))
@@ -167,4 +175,8 @@ def read_section(section: object, shape: BertConfig, where: str) -> BertReaderCo
         raise CorruptError("the budgets in the btr section exceed the model's positions",
                            where=where, expected=f"at most {positions} in all",
                            found=f"{config.query_budget} and {config.passage_budget}")  # fmt: skip
-    return config
+    labels = config.labels
+    if not isinstance(labels, list | tuple) or len({*map(str, labels)}) != len(labels):
+        raise CorruptError("impossible labels in the btr section", where=where,
+                           expected="different texts", found=str(labels)[:80])  # fmt: skip
+    return replace(config, labels=tuple(map(str, labels)))

@@ -39,7 +39,15 @@ def bert_layers(model: BertForQuestionAnswering) -> list[BertLayer]:
 
 
 class SplitBert(nn.Module):
-    """A Hugging Face extractive BERT, split at ``split_layer``, with an optional binarizer."""
+    """A Hugging Face extractive BERT, split at ``split_layer``.
+
+    Args:
+        model: With its span head.
+        split_layer: Layers below the cut.
+        query_budget: Positions kept for the query.
+        binarizer: Of passage states.
+        labels: Classes that a second head tells from the state of ``[CLS]``; 0 for no such head.
+    """
 
     def __init__(
         self,
@@ -48,9 +56,11 @@ class SplitBert(nn.Module):
         query_budget: int,
         *,
         binarizer: PostNormBinarizer | None = None,
+        labels: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.binarizer = model, binarizer
+        self.classifier = nn.Linear(model.config.hidden_size, labels) if labels else None
         self.split_layer, self.query_budget = split_layer, query_budget
         self.heads: int = model.config.num_attention_heads
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -95,6 +96,9 @@ class SpanLoss(StageLoss):
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
         start, end, mask, state, _restored = run_network(self.network, batch, student)
+        if self.network.classifier is not None:
+            logits = self.network.classifier(student.hidden[-1][:, 0]).float()
+            return {"task": functional.cross_entropy(logits, batch.labels)}
         parts = {"task": losses.span_nll(start, end, mask, batch.spans)}
         if self.teach is not None and settings.distils:
             seen = JointStates()
@@ -131,7 +135,10 @@ class SpanLoss(StageLoss):
 
 @torch.no_grad()
 def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) -> dict[str, float]:
-    """F1 and EM in percent of the best span on held-out questions; ``score`` is what to keep by."""
+    """F1 and EM in percent of the best span on held-out questions; ``score`` is what to keep by.
+
+    In a task of classes both are the share of passages that are told right.
+    """
     network.eval()
     figures: dict[str, float] = {}
     f1s: dict[str, float] = {}
@@ -142,7 +149,13 @@ def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) ->
         for i in range(0, len(rows), 32):
             chunk = rows[i : i + 32]
             batch = collate(dev.data, [row.example for row in chunk]).to(device_of(network))
-            outputs = run_network(network, batch)
+            seen = JointStates()
+            outputs = run_network(network, batch, seen)
+            if network.classifier is not None:
+                told = network.classifier(seen.hidden[-1][:, 0]).argmax(1)
+                right = (told == batch.labels).float().tolist()
+                em, f1 = em + right, f1 + right
+                continue
             start, end, mask = (x.cpu() for x in outputs[:3])
             for j, row in enumerate(chunk):
                 allowed = torch.zeros_like(mask[j : j + 1])
@@ -208,7 +221,9 @@ def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
         mine.load_state_dict(theirs.state_dict())
     for extra in bert_layers(model)[len(below) : lower]:
         make_near_identity(extra, below[-1].output.LayerNorm)
-    return SplitBert(model, lower, plain.query_budget)
+    network = SplitBert(model, lower, plain.query_budget)
+    network.classifier = copy.deepcopy(plain.classifier)
+    return network
 
 
 @torch.no_grad()
@@ -282,9 +297,10 @@ def train_extractive(
     stage = settings.stage
     query_budget = BertReaderConfig.query_budget
     folder, plain = places.start, places.plain
-    if stage in ("decompose", "binarize") and plain is None:
+    if settings.distils and plain is None:
         raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
     embeddings = word_embeddings or saved_embeddings(folder)
+    saved_labels = load_network(folder)[2].labels if "btr" in read_config(folder) else ()
     tokenizer = load_tokenizer(folder)
     rejects = Rejects()
     if stage == "adapt":
@@ -310,6 +326,10 @@ def train_extractive(
         data.rows = stored_rows(reader, builder.passages, store)
     else:
         network = start_binarized(_of_mode(folder, "decomposed", stage), data, settings.rule)
+    labels = data_settings.labels or saved_labels
+    if data_settings.labels and data_settings.labels != saved_labels:
+        width = network.model.config.hidden_size
+        network.classifier = nn.Linear(width, len(labels))
     network.requires_grad_(True)
     if stage == "adapt":
         # All that stored states depend on; questions are read by the same layers.
@@ -323,6 +343,7 @@ def train_extractive(
     config = BertReaderConfig.fitting(
         network.model.config, MODE_OF[stage], network.split_layer, word_embeddings=embeddings
     )
+    config = replace(config, labels=labels)
 
     def save(to: Path, exact: nn.Module) -> None:
         assert isinstance(exact, SplitBert)  # noqa: S101 -- for the type checker

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from btr.data.questions import Question, read_questions
 from btr.errors import InputError, UsageError
+from btr.evaluate.run import labels_in
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ def parse_source(text: str) -> Source:
 def held_out(text: str, share: float) -> bool:
     """Whether a text belongs to the dev split, which is ``share`` of all texts."""
     return zlib.crc32(text.encode()) % 10_000 < share * 10_000
+
+
+def labels_of(sources: Sequence[Source]) -> tuple[str, ...]:
+    """The classes that the questions of files name.
+
+    Raises:
+        InputError: There are fewer than two, or so many that they are no classes.
+    """
+    return labels_in(q for source in sources for q in read_questions(source.path))
 
 
 def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:

@@ -26,11 +26,15 @@ MAX_TARGETS = 8
 
 @dataclass(frozen=True, slots=True)
 class SpanExample:
-    """A question over a passage; ``spans`` are passage token positions, empty for "not here"."""
+    """A question over a passage; ``spans`` are passage token positions, empty for "not here".
+
+    In a task of classes, ``label`` is the number of the right one, and there are no spans.
+    """
 
     question: int
     passage: int
     spans: tuple[tuple[int, int], ...]
+    label: int = -1
 
 
 @dataclass
@@ -106,7 +110,8 @@ class SpanBatch:
     ``query_ids`` ``[B, Q]`` and ``passage_ids`` ``[U, P]`` int64 with bool masks; ``passage_of``
     ``[B]`` maps a question to its passage; ``spans`` ``[B, M, 2]`` are the targets' first and last
     positions, 0 being "not answered here" and ``1 + i`` the passage's token ``i``; -1 fills up;
-    ``rows`` ``[U, P, row bytes]`` uint8 are stored states, or None where they are to be made.
+    ``labels`` ``[B]`` int64 are the right classes, -1 outside of such a task; ``rows``
+    ``[U, P, row bytes]`` uint8 are stored states, or None where they are to be made.
     """
 
     query_ids: Tensor
@@ -115,6 +120,7 @@ class SpanBatch:
     passage_mask: Tensor
     passage_of: Tensor
     spans: Tensor
+    labels: Tensor
     rows: Tensor | None = None
 
     def to(self, device: torch.device) -> SpanBatch:
@@ -145,7 +151,10 @@ def collate(data: SpanData, examples: Sequence[SpanExample]) -> SpanBatch:
         spans[i, : len(places)] = torch.tensor(places)
     passage_of = torch.tensor([row[e.passage] for e in examples])
     rows = pad_rows([data.rows[number] for number in distinct]) if data.rows else None
-    return SpanBatch(query_ids, query_mask, passage_ids, passage_mask, passage_of, spans, rows)
+    labels = torch.tensor([e.label for e in examples])
+    return SpanBatch(
+        query_ids, query_mask, passage_ids, passage_mask, passage_of, spans, labels, rows
+    )
 
 
 def epoch_batches(

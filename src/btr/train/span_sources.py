@@ -25,11 +25,14 @@ class SpanDataSettings(DataSettings):
         positives: Most passages of a question that it is trained on: those that hold an answer.
         negative_share: Chance that a question comes a second time, with a passage that does not
             answer it.
+        labels: The classes, in a task of classes; then every passage of a question is read for its
+            class, and the three settings above do not count.
     """
 
     passage_budget: int = 256
     positives: int = 1
     negative_share: float = 0.12
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,14 @@ def load_span_data(
     siblings: dict[tuple[str, str], set[int]] = {}
     gold: list[tuple[int, tuple[str, str], int]] = []
     for name, question, is_dev in read_sources(settings, rejects):
+        if settings.labels:
+            builder = looked_at if is_dev else train
+            examples = _add_class(builder, question, settings.labels)
+            if is_dev:
+                dev.questions.setdefault(name, []).extend(
+                    DevQuestion(example, "", [], 0, question.answers) for example in examples
+                )
+            continue
         if is_dev:
             _add_dev(looked_at, dev.questions.setdefault(name, []), question)
             continue
@@ -97,6 +108,19 @@ def load_span_data(
         if others:
             train.data.negatives[number] = chooser.sample(others, min(NEGATIVES, len(others)))
     return train, dev
+
+
+def _add_class(
+    builder: SpanDataBuilder, question: Question, labels: tuple[str, ...]
+) -> list[SpanExample]:
+    """Add a question over each of its passages, with the number of its class."""
+    label = labels.index(question.label or question.answers[0])
+    number = builder.question(question.question)
+    examples = [
+        SpanExample(number, builder.passage(passage)[0], (), label) for passage in question.contexts
+    ]
+    builder.data.examples += examples
+    return examples
 
 
 def _add_dev(builder: SpanDataBuilder, rows: list[DevQuestion], question: Question) -> None:
