@@ -24,7 +24,7 @@ btr train --stage reader -o "$runs/t5-cloze" --from "$runs/t5-pretrained/plain" 
     --lr 5e-4 --passages 2 "${budgets[@]}"
 
 step() {
-    btr train -o "$runs/t5-mini" --lr 3e-4 --score-on squad --score-on nq_bm25 --passages 4 \
+    btr train -o "$runs/t5-mini" --lr 3e-4 --score-on squad --score-on nq_bm25 --passages 4 --distractors 2 \
         --data "$data/squad.jsonl.gz" --data "$data/qamr.jsonl.gz=0.45" --data "$data/nq_bm25.jsonl.gz" \
         --data "$data/triviaqa_bm25.jsonl.gz" --data "$data/webquestions_bm25.jsonl.gz" "$@"
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from btr.data.passages import Passage
+from btr.data.questions import Question
 from btr.errors import InputError, UsageError
 from btr.readers.base import MODES
 from btr.readers.t5 import T5Reader
@@ -22,6 +23,7 @@ from btr.train.fid_examples import (
     FidData,
     FidDataSettings,
     FidExample,
+    add_distractors,
     collate,
     epoch_batches,
 )
@@ -132,6 +134,23 @@ def test_batches_hold_every_question_once_within_the_budget():
         assert padded <= 120 or len(batch) == 1
     assert batches == epoch_batches(data, seed=3, epoch=0, token_budget=120)
     assert batches != epoch_batches(data, seed=3, epoch=1, token_budget=120)
+
+
+def test_distractors_are_siblings_without_the_answer():
+    def question(n: int, answer: str) -> Question:
+        text = f"The bridge {n} was built by {answer}."
+        return Question(str(n), "who?", (answer,), (Passage(str(n), text, f"T{n % 2}"),))
+
+    questions = [("a", question(n, ["Olaf", "Ada", "Ann"][n % 3])) for n in range(12)]
+    settings = FidDataSettings((), passages=4, distractors=2)
+    filled = list(add_distractors(questions, settings))
+    for (_, before), after in zip(questions, filled, strict=True):
+        assert len(after.contexts) == 3
+        assert after.contexts[0] == before.contexts[0]
+        for added in after.contexts[1:]:
+            assert added.title == before.contexts[0].title
+            assert before.answers[0] not in added.text
+    assert list(add_distractors(questions, FidDataSettings(()))) == [q for _, q in questions]
 
 
 def write_questions(path: Path, count: int = 40) -> Path:

@@ -28,7 +28,7 @@ def bert(tokenizer) -> BertModel:
 
 def test_matrices_are_the_berts(bert):
     inner = bert.config.intermediate_size // 2
-    model = t5_from_bert(bert, decoder_layers=2, inner=inner)
+    model = t5_from_bert(bert, decoder_layers=2, inner=inner, end_token=3)
     assert model.config.num_layers == bert.config.num_hidden_layers
     assert torch.equal(model.shared.weight, bert.embeddings.word_embeddings.weight)
     assert model.lm_head.weight is model.shared.weight
@@ -53,7 +53,9 @@ def test_the_teachers_states_are_those_of_the_text_alone(bert):
 
 
 def test_distillation_brings_the_states_closer(bert):
-    network = SplitT5(t5_from_bert(bert, decoder_layers=1, inner=16), 0).requires_grad_(True)
+    network = SplitT5(
+        t5_from_bert(bert, decoder_layers=1, inner=16, end_token=3), 0
+    ).requires_grad_(True)
     network.model.shared.requires_grad_(False)
     random = np.random.default_rng(0)
     windows = [random.integers(5, 40, n).astype(np.int32) for n in (12, 20, 9, 15)]
@@ -75,7 +77,10 @@ def test_packaged_embeddings_are_not_saved_again(tmp_path):
     """With the packaged BERT itself: the checkpoint leaves its embeddings to the package."""
     folder = Path(resolve("minilm-encoder"))
     model = t5_from_bert(
-        BertModel.from_pretrained(folder, add_pooling_layer=False), decoder_layers=1, inner=8
+        BertModel.from_pretrained(folder, add_pooling_layer=False),
+        decoder_layers=1,
+        inner=8,
+        end_token=102,
     )
     config = T5ReaderConfig(word_embeddings="minilm-encoder")
     tokenizer = load_tokenizer(folder)

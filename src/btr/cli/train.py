@@ -87,6 +87,11 @@ def train(
         int | None,
         typer.Option("--passages", min=1, help="Passages of a question, generative readers [20]."),
     ] = None,
+    distractors: Annotated[
+        int | None,
+        typer.Option("--distractors", min=0, help="Passages of the same title, without the answer, "
+                     "that fill up a question's, generative readers [0]."),
+    ] = None,
     query_budget: Annotated[
         int | None, typer.Option("--query-budget", help="Tokens of a question [40].")
     ] = None,
@@ -194,7 +199,12 @@ def train(
     if budgets and stage != "reader":
         raise UsageError("budgets and templates are those of step reader",
                          found=", ".join(budgets), todo="leave them out")  # fmt: skip
-    own = {"passages": passages, "positives": positives, "negative_share": negative_share}
+    own = {
+        "passages": passages,
+        "distractors": distractors,
+        "positives": positives,
+        "negative_share": negative_share,
+    }
     if store is not None and stage != "adapt":
         raise UsageError("--store is for step adapt", todo="leave it out")
     settings = StageSettings(

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from btr.data.passages import Passage
 from btr.data.questions import Question, asked
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
-from btr.train.sources import DataSettings, Rejects, read_sources
+from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
 from btr.train.span_examples import pad
 from btr.train.stored import Rows, pad_rows
 
@@ -34,9 +35,12 @@ class FidDataSettings(DataSettings):
 
     Attributes:
         passages: Most passages of a question (paper: 40).
+        distractors: Passages without the answer, of the same file and title, that are added to a
+            question that has fewer than ``passages``.
     """
 
     passages: int = 20
+    distractors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +120,40 @@ def load_fid_data(
         InputError: A line is bad, or nothing is left to train on.
     """
     builder = FidDataBuilder(text, config, settings.passages)
+    train: list[tuple[str, Question]] = []
     dev: dict[str, list[Question]] = {}
     for name, question, is_dev in read_sources(settings, rejects):
         if is_dev:
             dev.setdefault(name, []).append(question)
         elif question.contexts:
-            builder.add(question)
+            train.append((name, question))
+    for question in add_distractors(train, settings):
+        builder.add(question)
     return builder, dev
+
+
+def add_distractors(
+    questions: Sequence[tuple[str, Question]], settings: FidDataSettings
+) -> Iterator[Question]:
+    """Questions, each with its file's name, to the same with passages that do not answer them."""
+    chooser = random.Random(settings.seed)  # noqa: S311 -- a sample, not a secret
+    siblings: dict[tuple[str, str], dict[str, Passage]] = {}
+    for name, question in questions if settings.distractors else ():
+        for passage in question.contexts:
+            siblings.setdefault((name, passage.title), {})[passage.text] = passage
+    for name, question in questions:
+        room = min(settings.distractors, settings.passages - len(question.contexts))
+        if room > 0:
+            own = {passage.text for passage in question.contexts}
+            others = [
+                passage
+                for title in dict.fromkeys(p.title for p in question.contexts)
+                for text, passage in siblings[name, title].items()
+                if text not in own and not find_answers(text, question.answers)
+            ]
+            added = chooser.sample(others, min(room, len(others)))
+            question = replace(question, contexts=(*question.contexts, *added))
+        yield question
 
 
 @dataclass
@@ -190,14 +221,14 @@ def epoch_batches(
         token_budget: Most padded tokens of questions and passages in a batch; a single question may
             have more.
     """
-    random = np.random.default_rng([seed, epoch])
+    draw = np.random.default_rng([seed, epoch])
     examples = [
-        FidExample(e.question, e.passages, (e.answers[int(random.integers(len(e.answers)))],))
+        FidExample(e.question, e.passages, (e.answers[int(draw.integers(len(e.answers)))],))
         for e in data.examples
     ]
     longest = np.array([max(len(data.passages[p]) for p in e.passages) for e in examples])
     # Jitter keeps batches from holding the same neighbours in every epoch.
-    order = np.argsort(longest + random.uniform(0, 6, len(examples)), kind="stable")
+    order = np.argsort(longest + draw.uniform(0, 6, len(examples)), kind="stable")
     batches: list[list[FidExample]] = []
     current: list[FidExample] = []
     for i in order:
@@ -209,4 +240,4 @@ def epoch_batches(
             grown = [examples[i]]
         current = grown
     batches.append(current)
-    return [batches[int(i)] for i in random.permutation(len(batches))]
+    return [batches[int(i)] for i in draw.permutation(len(batches))]

@@ -41,7 +41,9 @@ from btr.train.span_examples import pad
 from btr.train.stage import Places, StageLoss, StageSettings, run_stage
 
 
-def t5_from_bert(bert: BertModel, *, decoder_layers: int, inner: int) -> T5ForConditionalGeneration:
+def t5_from_bert(
+    bert: BertModel, *, decoder_layers: int, inner: int, end_token: int
+) -> T5ForConditionalGeneration:
     """A T5 with a BERT's matrices.
 
     Args:
@@ -49,6 +51,7 @@ def t5_from_bert(bert: BertModel, *, decoder_layers: int, inner: int) -> T5ForCo
         decoder_layers: Layers of the decoder; they begin as the BERT's last ones, each layer's
             attention as both of a decoder layer's.
         inner: Width of the feed-forward layers: the neurons with the largest weights are kept.
+        end_token: Closes texts and answers: ``[SEP]``.
     """
     shape = bert.config
     described: dict[str, Any] = {
@@ -57,7 +60,7 @@ def t5_from_bert(bert: BertModel, *, decoder_layers: int, inner: int) -> T5ForCo
         "num_layers": shape.num_hidden_layers, "num_decoder_layers": decoder_layers,
         "num_heads": shape.num_attention_heads, "feed_forward_proj": "gelu",
         "tie_word_embeddings": True, "dropout_rate": 0.0, "pad_token_id": 0,
-        "decoder_start_token_id": 0, "eos_token_id": 1,
+        "decoder_start_token_id": 0, "eos_token_id": end_token,
     }  # fmt: skip
     model = T5ForConditionalGeneration(T5Config(**described))
     layers = [layer for layer in bert.encoder.layer if isinstance(layer, BertLayer)]
@@ -192,8 +195,8 @@ def main() -> None:
     with quiet_transformers():
         bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
     bert.set_attn_implementation("eager")
-    model = t5_from_bert(bert, decoder_layers=given.decoder_layers, inner=given.inner)
-    model.config.eos_token_id = tokenizer.sep_token_id
+    model = t5_from_bert(bert, decoder_layers=given.decoder_layers, inner=given.inner,
+                         end_token=tokenizer.sep_token_id)  # fmt: skip
     tokenizer.eos_token = tokenizer.sep_token
     network = SplitT5(model, 0)
     network.requires_grad_(True)
