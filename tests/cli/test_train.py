@@ -241,6 +241,21 @@ def test_tensorboard_gets_the_losses(run: Run, tmp_path, questions, bases):
     assert {"task", "dev.score"} <= set(events.Tags()["scalars"])
 
 
+def test_presets_are_the_papers(run: Run, tmp_path, questions, bases):
+    reader = tmp_path / "mine"
+    code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases["t5"],
+                       "--data", questions, "--dev-share", "0.3", "--preset", "triviaqa",
+                       "--steps", "2")  # fmt: skip
+    assert code == 0, err
+    settings = json.loads((reader / "training" / "reader" / "settings.json").read_text())
+    assert settings["loop"]["lr"] == 6e-5
+    assert settings["loop"]["warmup"] == 200
+    assert settings["data"]["passages"] == 40
+    assert settings["token_budget"] == 8 * 40 * 320
+    budgets = [settings["reader"][f"{name}_budget"] for name in ("query", "passage", "answer")]
+    assert budgets == [64, 256, 32]
+
+
 def test_bad_input_is_one_line(run: Run, tmp_path, questions, bases):
     reader = tmp_path / "mine"
     bad = tmp_path / "bad.jsonl"

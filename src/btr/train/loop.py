@@ -134,9 +134,14 @@ class Loop(Generic[Batch]):
     ) -> None:
         self.settings, self.evaluate, self.keep, self.folder = settings, evaluate, keep, folder
         self.accelerator = accelerator or Accelerator()
-        self.plans = [list(plan(e)) for e in range(settings.epochs)]
         share = settings.accumulate * self.accelerator.num_processes
-        self.total = sum(math.ceil(len(p) / share) for p in self.plans)
+        self.plans: list[list[Batch]] = []
+        self.total = 0
+        for epoch in range(settings.epochs):
+            if settings.steps and self.total >= settings.steps:
+                break
+            self.plans.append(list(plan(epoch)))
+            self.total += math.ceil(len(self.plans[-1]) / share)
         if settings.steps:
             self.total = min(self.total, settings.steps)
         self.loss = loss
