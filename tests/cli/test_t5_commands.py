@@ -94,7 +94,7 @@ def test_ask_generates_and_cites(run: Run, store: Path) -> None:
 @pytest.mark.parametrize("mode", ["plain", "decomposed", "btr"])
 @pytest.mark.parametrize(
     "options",
-    [(), ("--search", "beam", "--beams", "3"), ("--search", "extract"), ("--int8",)],
+    [(), ("--search", "beam", "--beams", "3"), ("--search", "extract"), ("--int8", "--batch", "3")],
     ids=lambda options: " ".join(options) or "greedy",
 )
 def test_eval_scores_every_mode_and_search(

@@ -62,6 +62,15 @@ def evaluate(
     retrieve: Annotated[
         bool, typer.Option("--retrieve", help="Read what the store's own retrieval finds.")
     ] = False,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Questions read together by a generative reader; "
+            "more of them a second, each a little later.",
+        ),
+    ] = 1,
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Only the first questions; 0 for all.")
     ] = 0,
@@ -188,8 +197,8 @@ def evaluate(
         report = run(
             loaded, islice(questions_of(data), limit or None), find,
             use_states=use_states, options=read_options(search, beams, intra, cross, every, int8),
-            labels=labels_in(questions_of(data)) if classes else (), done=done, write=write,
-            progress=lambda n: bar.update(work, completed=n),
+            labels=labels_in(questions_of(data)) if classes else (), batch=batch, done=done,
+            write=write, progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
     main = "accuracy" if report["accuracy"] is not None else "f1"
     if baseline is not None:
@@ -205,6 +214,7 @@ def evaluate(
             "data": Path(data).name,
             "dtype": chosen,
             "passages": passages,
+            "batch": batch,
             "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",
             "search": search,
             "beams": beams if search == "beam" else None,

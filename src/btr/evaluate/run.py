@@ -14,7 +14,7 @@ from btr.data.passages import Passage
 from btr.data.questions import Question, asked
 from btr.errors import InputError
 from btr.evaluate.metrics import bootstrap_interval, exact_match, f1_score, holds_answer
-from btr.readers.base import DEFAULT_OPTIONS, Reader, ReadOptions
+from btr.readers.base import DEFAULT_OPTIONS, Reader, Reading, ReadOptions
 from btr.store.format import PassageState
 from btr.store.reader import TokenStore
 
@@ -108,34 +108,55 @@ def choices_for(question: Question, labels: tuple[str, ...]) -> tuple[str, ...]:
 
 def predict(
     reader: Reader,
-    question: Question,
-    found: Found,
+    questions: Sequence[Question],
+    found: Sequence[Found],
     *,
     use_states: bool,
     labels: tuple[str, ...] = (),
     options: ReadOptions = DEFAULT_OPTIONS,
-) -> Prediction:
-    """Answer one question and score the best answer; only reading is timed.
+) -> list[Prediction]:
+    """Answer questions together and score the best answer of each; only reading is timed.
 
     Args:
         reader: In any mode.
-        question: With answers to compare with.
-        found: Its passages and their stored states.
+        questions: With answers to compare with; all or none of them choose, from the same choices.
+        found: Each one's passages and their stored states.
         use_states: Give the reader the stored states; False makes it work from the text.
         labels: What every answer is one of, in a task of classes.
         options: How answers are searched for and what is merged.
+
+    Returns:
+        A prediction a question; each has its equal share of the time.
     """
-    passages, states = found
-    choices = choices_for(question, labels)
+    choices = choices_for(questions[0], labels)
     if choices:
         options = replace(options, choices=choices)
+    states = [given or [] for _, given in found] if use_states else None
     started, cpu_started = time.perf_counter(), time.process_time()
-    given = states if use_states else None
-    reading = reader.read(asked(question), passages, given, options=options)
-    wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    readings = reader.read_many(
+        [asked(question) for question in questions], [passages for passages, _ in found], states,
+        options=options,
+    )  # fmt: skip
+    wall = (time.perf_counter() - started) / len(questions)
+    cpu = (time.process_time() - cpu_started) / len(questions)
+    return [
+        _scored(question, passages, reading, choose=bool(choices), wall=wall, cpu=cpu)
+        for question, (passages, _), reading in zip(questions, found, readings, strict=True)
+    ]
+
+
+def _scored(
+    question: Question,
+    passages: Sequence[Passage],
+    reading: Reading,
+    *,
+    choose: bool,
+    wall: float,
+    cpu: float,
+) -> Prediction:
     best = reading.answers[0] if reading.answers else None
     text = best.text if best else ""
-    if choices:
+    if choose:
         # Not by normalised text, of which the letter A is an article and nothing.
         em = f1 = float(text in question.answers)
     else:
@@ -166,6 +187,7 @@ def evaluate(
     use_states: bool,
     labels: tuple[str, ...] = (),
     options: ReadOptions = DEFAULT_OPTIONS,
+    batch: int = 1,
     done: Sequence[Prediction] = (),
     write: Callable[[Prediction], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
@@ -179,6 +201,7 @@ def evaluate(
         use_states: Give the reader the stored states; False makes it work from the text.
         labels: What every answer is one of, in a task of classes.
         options: How answers are searched for and what is merged.
+        batch: Questions read together, where the reader can.
         done: Questions scored before, which are not asked again.
         write: Called with every newly scored question.
         progress: Called with the number of questions done.
@@ -191,10 +214,26 @@ def evaluate(
     """
     before = {prediction.id: prediction for prediction in done}
     scored: list[Prediction] = []
+    waiting: list[tuple[Question, Found]] = []
     without = 0
     chosen = True
+
+    def read() -> None:
+        if not waiting:
+            return
+        asked_now, found_now = zip(*waiting, strict=True)
+        made = predict(
+            reader, asked_now, found_now, use_states=use_states, labels=labels, options=options
+        )
+        waiting.clear()
+        for prediction in made:
+            write(prediction)
+        scored.extend(made)
+        progress(len(scored))
+
     for question in questions:
-        chosen = chosen and bool(choices_for(question, labels))
+        choices = choices_for(question, labels)
+        chosen = chosen and bool(choices)
         if question.id in before:
             scored.append(before[question.id])
             continue
@@ -202,11 +241,12 @@ def evaluate(
         if not found[0] or not question.answers:
             without += 1
             continue
-        scored.append(
-            predict(reader, question, found, use_states=use_states, labels=labels, options=options)
-        )
-        write(scored[-1])
-        progress(len(scored))
+        if waiting and choices_for(waiting[0][0], labels) != choices:
+            read()
+        waiting.append((question, found))
+        if len(waiting) == batch:
+            read()
+    read()
     if not scored:
         raise InputError("no question has both answers and passages", found=f"{without} without",
                          todo="give --store to retrieve passages")  # fmt: skip

@@ -137,11 +137,10 @@ def sweep(
             key = (setting.reader, setting.mode)
             count = setting.passages
             kept = states[key][:count] if key in states else None
-            scored[number].append(
-                predict(
-                    readers[key], question, (passages[:count], kept), use_states=kept is not None,
-                    labels=labels, options=ReadOptions(Merging(setting.intra, setting.cross)),
-                )
+            scored[number] += predict(
+                readers[key], [question], [(passages[:count], kept)], labels=labels,
+                use_states=kept is not None,
+                options=ReadOptions(Merging(setting.intra, setting.cross)),
             )  # fmt: skip
         done += 1
         progress(done)

@@ -236,6 +236,22 @@ class BertReader:
         cut = sum(p.truncated for p in parts)
         return Reading(answers, no_answer, cut, stages_ms=clock.stages_ms)
 
+    def read_many(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[Sequence[Passage]],
+        states: Sequence[Sequence[PassageState]] | None = None,
+        *,
+        top: int = 5,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> list[Reading]:
+        """Answer questions one by one; see :meth:`read`. All layers are per passage anyway."""
+        given = [None] * len(questions) if states is None else states
+        return [
+            self.read(question, theirs, kept, top=top, options=options)
+            for question, theirs, kept in zip(questions, passages, given, strict=True)
+        ]
+
     def _passage_states(
         self, passages: Sequence[Passage], states: Sequence[PassageState] | None, clock: Clock
     ) -> tuple[list[int], list[PassageInput]]:
