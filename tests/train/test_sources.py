@@ -99,6 +99,14 @@ def test_bad_data_is_named_with_file_and_line(tmp_path, tokenizer):
         load_span_data(empty, tokenizer, 48, Rejects())
 
 
+def test_every_dev_question_weighs_the_same():
+    f1 = {"large": [1.0, 1.0, 0.0, 0.0], "small": [1.0]}
+    assert SpanDataSettings(()).score(f1) == 60
+    assert SpanDataSettings((), score_on=("small",)).score(f1) == 100
+    with pytest.raises(UsageError, match="no dev questions to score on: tiny"):
+        SpanDataSettings((), score_on=("tiny",)).score(f1)
+
+
 def test_sources_are_files_with_shares():
     assert parse_source("a/b.jsonl.gz") == Source(Path("a/b.jsonl.gz"), 1.0)
     assert parse_source("b.jsonl=0.25") == Source(Path("b.jsonl"), 0.25)

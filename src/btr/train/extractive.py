@@ -141,7 +141,7 @@ def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) ->
     """
     network.eval()
     figures: dict[str, float] = {}
-    f1s: dict[str, float] = {}
+    f1s: dict[str, list[float]] = {}
     for name, questions in dev.questions.items():
         em: list[float] = []
         f1: list[float] = []
@@ -167,9 +167,9 @@ def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) ->
                 answer = row.text[row.offsets[a][0] : row.offsets[b][1]]
                 em.append(exact_match(answer, row.answers))
                 f1.append(f1_score(answer, row.answers))
-        f1s[name] = 100 * float(np.mean(f1))
+        f1s[name] = f1
         figures[f"{name}_em"] = round(100 * float(np.mean(em)), 2)
-        figures[f"{name}_f1"] = round(f1s[name], 2)
+        figures[f"{name}_f1"] = round(100 * float(np.mean(f1)), 2)
     network.train()
     return figures | {"score": settings.score(f1s)}
 
