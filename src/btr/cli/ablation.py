@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from btr.cli.output import console, progress, write_json
-
-if TYPE_CHECKING:
-    from btr.readers.base import Mode, Reader
+from btr.cli.output import console, write_json
+from btr.cli.sweep import load_readers, read_all
 
 
 def ablation(
@@ -22,40 +19,27 @@ def ablation(
     passages: int,
     classes: bool,
     limit: int,
-    dtype: str | None,
+    dtype: Literal["bf16", "fp32"] | None,
     json: str,
 ) -> None:
     """Read the same questions with and without each technique; the paper's figures stand beside."""
     from rich.table import Table
 
-    from btr.cli.sweep import passages_from
-    from btr.data.hub import questions_of, task_of
+    from btr.data.hub import task_of
     from btr.evaluate.ablation import ablation_rows, as_table
-    from btr.evaluate.run import labels_in
-    from btr.evaluate.sweep import sweep
-    from btr.machine import DTYPES, default_dtype
-    from btr.readers.load import load_reader
 
-    chosen = DTYPES[dtype or default_dtype()]
-    btr = load_reader(reader, "btr", dtype=chosen)
+    readers = load_readers([(reader, "btr")], dtype)
     others = {"recovery": without_recovery, "distillation": without_distillation}
     rows = ablation_rows(
-        reader, passages, merges=btr.family != "bert",
+        reader, passages, merges=readers[reader, "btr"].family != "bert",
         others={what: name for what, name in others.items() if name},
     )  # fmt: skip
-    readers: dict[tuple[str, Mode], Reader] = {(reader, "btr"): btr}
-    for row in rows:
-        key = (row.setting.reader, row.setting.mode)
-        if key not in readers:
-            readers[key] = load_reader(*key, dtype=chosen)
-    with progress() as bar:
-        work = bar.add_task("questions", total=limit or None)
-        points = sweep(
-            readers, [row.setting for row in rows], islice(questions_of(data), limit or None),
-            passages_from(store, passages),
-            labels=labels_in(questions_of(data)) if classes else (),
-            progress=lambda n: bar.update(work, completed=n),
-        )  # fmt: skip
+    settings = [row.setting for row in rows]
+    needed = [(setting.reader, setting.mode) for setting in settings]
+    readers |= load_readers([key for key in needed if key not in readers], dtype)
+    points = read_all(
+        readers, settings, data, store=store, most=passages, classes=classes, limit=limit
+    )
     lines = as_table(rows, points)
     write_json(json, {"task": task_of(data), "reader": reader, "rows": lines})
     table = Table(box=None)

@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 import typer
 
 from btr.cli.output import JsonOption, console, write_json
-from btr.cli.train import parse_layout, show_figures
+from btr.cli.training import (
+    AccumulateOption,
+    DropoutOption,
+    EvaluateEveryOption,
+    LayoutOption,
+    PrecisionOption,
+    RecomputeOption,
+    SeedOption,
+    TrainedReaderOption,
+    WarmupOption,
+    parse_layout,
+    show_figures,
+)
 
 
 def pretrain(
@@ -16,11 +28,7 @@ def pretrain(
         list[Path], typer.Argument(help="Files and folders of text, as btr index takes them.",
                                    show_default=False)
     ],
-    reader: Annotated[
-        Path,
-        typer.Option("-o", "--reader", help="The reader's folder, which gets the checkpoint.",
-                     show_default=False),
-    ],
+    reader: TrainedReaderOption,
     start: Annotated[
         str, typer.Option("--from", help="A T5: a folder or a Hub id.", show_default=False)
     ],
@@ -28,11 +36,7 @@ def pretrain(
         Literal["plain", "decomposed", "btr"],
         typer.Option("--mode", help="What the network is from the start; plain is T5's own."),
     ] = "btr",
-    layout: Annotated[
-        str,
-        typer.Option("--layout", metavar="LOWER+JOINT",
-                     help="Encoder layers below the cut and joint ones, if not plain."),
-    ] = "",
+    layout: LayoutOption = "",
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Take shape and tokenizer alone, draw new weights.")
     ] = False,
@@ -47,28 +51,19 @@ def pretrain(
         int, typer.Option("--steps", min=0, help="Stop after so many steps; 0: after the passes.")
     ] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of warm-up.")] = 500,
+    warmup: WarmupOption = 500,
     token_budget: Annotated[
         int, typer.Option("--token-budget", min=1, help="Most padded tokens of a batch.")
     ] = 6000,
-    accumulate: Annotated[
-        int, typer.Option("--accumulate", min=1, help="Batches of a process that make a step.")
-    ] = 1,
-    evaluate_every: Annotated[
-        int, typer.Option("--evaluate-every", min=0, help="Steps between two looks at held-out "
-                          "text; 0: after every pass.")
-    ] = 0,
+    accumulate: AccumulateOption = 1,
+    evaluate_every: EvaluateEveryOption = 0,
     dev_share: Annotated[
         float, typer.Option("--dev-share", min=0, max=0.5, help="Share of documents held out.")
     ] = 0.01,
-    dropout: Annotated[float, typer.Option("--dropout", min=0, max=0.9)] = 0.0,
-    precision: Annotated[
-        Literal["bf16", "fp32"], typer.Option("--precision", help="Of the arithmetic.")
-    ] = "bf16",
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Gradient checkpointing: less memory, more time.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed")] = 1,
+    dropout: DropoutOption = 0.0,
+    precision: PrecisionOption = "bf16",
+    recompute: RecomputeOption = False,
+    seed: SeedOption = 1,
     json: JsonOption = "",
 ) -> None:  # fmt: skip
     """Pretrain a T5 by span corruption, as the reader it is to be; run again, it goes on.

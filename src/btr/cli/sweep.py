@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,7 +15,8 @@ from btr.errors import UsageError
 if TYPE_CHECKING:
     from btr.data.passages import Passage
     from btr.data.questions import Question
-    from btr.evaluate.sweep import Point
+    from btr.evaluate.sweep import Point, Setting
+    from btr.readers.base import Mode, Reader
 
 COLOURS = {"plain": "#7f7f7f", "decomposed": "#d98c2b", "btr": "#1f6fb4"}
 MARKS = "osD^vP*X"
@@ -54,13 +55,9 @@ def sweep(
 
     A point is on the front if no other is as accurate, as fast and as small.
     """
-    from btr.data.hub import questions_of, task_of
-    from btr.evaluate.run import labels_in
+    from btr.data.hub import task_of
     from btr.evaluate.sweep import grid
-    from btr.evaluate.sweep import sweep as run
-    from btr.machine import DTYPES, default_dtype
-    from btr.readers.base import MODES, Mode, Reader
-    from btr.readers.load import load_reader
+    from btr.readers.base import MODES
 
     if output.exists() and not output.is_dir():
         raise UsageError("the output is no folder", where=str(output), todo="name a folder")
@@ -68,31 +65,58 @@ def sweep(
     if not wanted or set(modes.split(",")) - set(MODES):
         raise UsageError("no such mode", expected=", ".join(MODES), found=modes)
     counts = [int(x) for x in numbers(passages, "--passages", 1, 1000)]
-    chosen = DTYPES[dtype or default_dtype()]
-    readers: dict[tuple[str, Mode], Reader] = {
-        (name, mode): load_reader(name, mode, dtype=chosen)
-        for name in reader or ["minilm"]
-        for mode in wanted
-    }
+    names = reader or ["minilm"]
+    readers = load_readers([(name, mode) for name in names for mode in wanted], dtype)
     merges = {name: loaded.family != "bert" for (name, _), loaded in readers.items()}
     settings = grid(
         readers, counts, numbers(intra, "--intra", 0, 0.5), numbers(cross, "--cross", 0, 0.5),
         merges=merges,
     )  # fmt: skip
-    with progress() as bar:
-        work = bar.add_task("questions", total=limit or None)
-        points = run(
-            readers, settings, islice(questions_of(data), limit or None),
-            passages_from(store, max(counts)),
-            labels=labels_in(questions_of(data)) if classes else (),
-            progress=lambda n: bar.update(work, completed=n),
-        )  # fmt: skip
+    points = read_all(
+        readers, settings, data, store=store, most=max(counts), classes=classes, limit=limit
+    )
     output.mkdir(parents=True, exist_ok=True)
     task = task_of(data)
     report = {"task": task, "points": [point.as_dict() for point in points]}
     write_json(str(output / "sweep.json"), report)
     draw(points, output / "sweep.png", task)
     table(points)
+
+
+def load_readers(
+    wanted: Iterable[tuple[str, Mode]], dtype: Literal["bf16", "fp32"] | None
+) -> dict[tuple[str, Mode], Reader]:
+    """The checkpoints of readers by name and mode, each once."""
+    from btr.machine import DTYPES, default_dtype
+    from btr.readers.load import load_reader
+
+    chosen = DTYPES[dtype or default_dtype()]
+    return {key: load_reader(*key, dtype=chosen) for key in dict.fromkeys(wanted)}
+
+
+def read_all(
+    readers: Mapping[tuple[str, Mode], Reader],
+    settings: Sequence[Setting],
+    data: str,
+    *,
+    store: Path | None,
+    most: int,
+    classes: bool,
+    limit: int,
+) -> list[Point]:
+    """Read the first ``limit`` questions, with at most ``most`` passages, in every setting."""
+    from btr.data.hub import questions_of
+    from btr.evaluate.run import labels_in
+    from btr.evaluate.sweep import sweep as run
+
+    with progress() as bar:
+        work = bar.add_task("questions", total=limit or None)
+        return run(
+            readers, settings, islice(questions_of(data), limit or None),
+            passages_from(store, most),
+            labels=labels_in(questions_of(data)) if classes else (),
+            progress=lambda n: bar.update(work, completed=n),
+        )  # fmt: skip
 
 
 def passages_from(store: Path | None, most: int) -> Callable[[Question], list[Passage]]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from btr.cli.output import JsonOption, console, write_json
+from btr.cli.training import (
+    AccumulateOption,
+    DropoutOption,
+    EvaluateEveryOption,
+    LayoutOption,
+    PrecisionOption,
+    RecomputeOption,
+    SeedOption,
+    TrainedReaderOption,
+    WarmupOption,
+    parse_layout,
+    show_figures,
+)
 from btr.errors import UsageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from rich.console import Console
 
 
 def train(
@@ -31,11 +42,7 @@ def train(
             show_default=False,
         ),
     ],
-    reader: Annotated[
-        Path,
-        typer.Option("-o", "--reader", help="The reader's folder, which gets the checkpoint.",
-                     show_default=False),
-    ],
+    reader: TrainedReaderOption,
     start: Annotated[
         str,
         typer.Option("--from", help="What to start from: a folder, a Hub id or a packaged model "
@@ -44,11 +51,7 @@ def train(
     plain: Annotated[
         str, typer.Option("--plain", help="The teacher's checkpoint, if not the reader's own.")
     ] = "",
-    layout: Annotated[
-        str,
-        typer.Option("--layout", metavar="LOWER+JOINT",
-                     help="Layers below the cut and joint layers, for step decompose."),
-    ] = "",
+    layout: LayoutOption = "",
     store: Annotated[
         Path | None,
         typer.Option("--store", help="A store of the reader that is adapted, which has states of "
@@ -75,14 +78,12 @@ def train(
         int | None, typer.Option("--steps", min=1, help="Stop after so many steps.")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [1e-4].")] = None,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps of warm-up.")] = 200,
+    warmup: WarmupOption = 200,
     token_budget: Annotated[
         int | None,
         typer.Option("--token-budget", min=1, help="Most padded tokens of a batch [6000]."),
     ] = None,
-    accumulate: Annotated[
-        int, typer.Option("--accumulate", min=1, help="Batches of a process that make a step.")
-    ] = 1,
+    accumulate: AccumulateOption = 1,
     passages: Annotated[
         int | None,
         typer.Option("--passages", min=1, help="Passages of a question, generative readers [20]."),
@@ -138,26 +139,19 @@ def train(
         typer.Option("--rule", help="How states become bits, step binarize; all but the first are "
                      "for comparison, and of a T5 leave no checkpoint."),
     ] = "calibrated",
-    dropout: Annotated[float, typer.Option("--dropout", min=0, max=0.9)] = 0.1,
-    precision: Annotated[
-        Literal["bf16", "fp32"], typer.Option("--precision", help="Of the arithmetic.")
-    ] = "bf16",
-    evaluate_every: Annotated[
-        int, typer.Option("--evaluate-every", min=0, help="Steps between two looks at dev; 0: "
-                          "after every epoch.")
-    ] = 0,
+    dropout: DropoutOption = 0.1,
+    precision: PrecisionOption = "bf16",
+    evaluate_every: EvaluateEveryOption = 0,
     patience: Annotated[
         int, typer.Option("--patience", min=0, help="Looks at dev without a better score after "
                           "which to stop; 0: never.")
     ] = 0,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Gradient checkpointing: less memory, more time.")
-    ] = False,
+    recompute: RecomputeOption = False,
     track: Annotated[
         Literal["tensorboard", "wandb"] | None,
         typer.Option("--track", help="Also log there; the package must be installed."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 1,
+    seed: SeedOption = 1,
     json: JsonOption = "",
 ) -> None:  # fmt: skip
     """Train one step of a reader; run again, it goes on where it was.
@@ -244,23 +238,6 @@ def train(
     )
     write_json(json, {"stage": stage, "checkpoint": str(places.checkpoint), "dev": figures})
     show_figures(console(json), places.checkpoint, figures)
-
-
-def show_figures(out: Console, checkpoint: Path, figures: Mapping[str, float]) -> None:
-    """Print where a checkpoint is and how good it was."""
-    out.print(f"{checkpoint}: " + ", ".join(f"{name} {x}" for name, x in figures.items()))
-
-
-def parse_layout(text: str) -> tuple[int, int]:
-    """``4+3`` to (4, 3).
-
-    Raises:
-        UsageError: It is not of that form.
-    """
-    lower, plus, joint = text.partition("+")
-    if not (plus and lower.isdecimal() and joint.isdecimal()):
-        raise UsageError("bad layout", expected="LOWER+JOINT, as 4+3", found=text)
-    return int(lower), int(joint)
 
 
 def _accelerator(track: str | None, folder: Path) -> Accelerator:

@@ -151,6 +151,13 @@ def load_network(
     return network.to(dtype).eval(), tokenizer, config
 
 
+def load_config(folder: Path) -> BertReaderConfig:
+    """The configuration of a checkpoint folder alone; without a ``btr`` section, a plain one's."""
+    described = read_config(folder)
+    section = described.pop("btr", None)
+    return read_section(section, BertConfig(**described), str(folder / "config.json"))
+
+
 def read_section(section: object, shape: BertConfig, where: str) -> BertReaderConfig:
     """The ``btr`` section of a configuration; without one, that of a plain reader.
 

@@ -11,8 +11,6 @@ A passage token sits at the same offset from the query whatever the query's leng
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 from transformers import BertForQuestionAnswering
@@ -20,17 +18,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from btr.binarize import PostNormBinarizer
 from btr.readers.bert_layers import PaddedAttention, run_layer
-
-
-@dataclass
-class JointStates:
-    """What distillation looks at: per joint layer, outputs and attention.
-
-    ``hidden`` holds ``[B, Q + P, d]`` a layer; ``probabilities`` ``[B, H, Q + P, Q + P]`` a layer.
-    """
-
-    hidden: list[Tensor] = field(default_factory=list)
-    probabilities: list[Tensor] = field(default_factory=list)
+from btr.readers.joint_states import JointStates
 
 
 def bert_layers(model: BertForQuestionAnswering) -> list[BertLayer]:

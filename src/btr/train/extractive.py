@@ -20,17 +20,30 @@ from btr.bits import unpack_signs
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.bert import BertReader
-from btr.readers.bert_checkpoint import BertReaderConfig, load_network, save_checkpoint
-from btr.readers.bert_network import JointStates, SplitBert, bert_layers
+from btr.readers.bert_checkpoint import (
+    BertReaderConfig,
+    load_config,
+    load_network,
+    save_checkpoint,
+)
+from btr.readers.bert_network import SplitBert, bert_layers
 from btr.readers.bert_text import load_tokenizer
 from btr.readers.checkpoint import quiet_transformers, read_config
+from btr.readers.joint_states import JointStates
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
 from btr.train.rules import Rule
 from btr.train.sources import Rejects
 from btr.train.span_examples import SpanBatch, SpanData, SpanExample, collate, epoch_batches
 from btr.train.span_sources import DevSet, SpanDataSettings, load_span_data
-from btr.train.stage import MODE_OF, Places, StageLoss, StageSettings, run_stage
+from btr.train.stage import (
+    MODE_OF,
+    Places,
+    StageLoss,
+    StageSettings,
+    begin_stage,
+    run_stage,
+)
 from btr.train.stored import stored_rows
 
 DEV_QUESTIONS = 800
@@ -46,12 +59,12 @@ def device_of(network: SplitBert) -> torch.device:
 
 def run_network(
     network: SplitBert, batch: SpanBatch, record: JointStates | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Forward pass of a training batch.
 
     Returns:
         Start and end logits ``[B, 1 + P]`` (column 0: not answered here), their mask, and the
-        passage states ``[U, P, d]`` before and after the binarizer.
+        passage states ``[U, P, d]`` before the binarizer.
     """
     query = network.encode_query(batch.query_ids, batch.query_mask)
     if batch.rows is not None and network.binarizer is not None:
@@ -65,7 +78,7 @@ def run_network(
     length = batch.query_ids.shape[1]
     logits = torch.cat([logits[:, :1], logits[:, length:]], dim=1)
     full = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
-    return logits[..., 0], logits[..., 1], full, state, restored
+    return logits[..., 0], logits[..., 1], full, state
 
 
 class SpanLoss(StageLoss):
@@ -95,7 +108,7 @@ class SpanLoss(StageLoss):
         """Named, weighted parts of the loss."""
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
-        start, end, mask, state, _restored = run_network(self.network, batch, student)
+        start, end, mask, state = run_network(self.network, batch, student)
         if self.network.classifier is not None:
             logits = self.network.classifier(student.hidden[-1][:, 0]).float()
             return {"task": functional.cross_entropy(logits, batch.labels)}
@@ -103,14 +116,18 @@ class SpanLoss(StageLoss):
         if self.teach is not None and settings.distils:
             seen = JointStates()
             with torch.no_grad():
-                t_start, t_end, _, _, _ = self.teach(replace(batch, rows=None), seen)
+                t_start, t_end, _, _ = self.teach(replace(batch, rows=None), seen)
             if settings.answer_weight:
                 parts["answer"] = (
                     losses.answer_divergence(start, t_start, mask)
                     + losses.answer_divergence(end, t_end, mask)
                 ) * (settings.answer_weight / 2)
             if settings.state_weight:
-                parts["state"] = self._state_loss(student, seen, batch) * settings.state_weight
+                distance = losses.query_aware_distillation(
+                    student, seen, batch.query_mask, batch.passage_mask[batch.passage_of],
+                    settings.distil_share,
+                )  # fmt: skip
+                parts["state"] = distance * settings.state_weight
         if self.recovery is not None:
             # The projection must see the bits alone, so that they are what keeps the information.
             bits = straight_through_sign(state)
@@ -118,19 +135,6 @@ class SpanLoss(StageLoss):
                 state, self.recovery(bits), batch.passage_mask
             )
         return parts
-
-    def _state_loss(self, student: JointStates, teacher: JointStates, batch: SpanBatch) -> Tensor:
-        length = batch.query_ids.shape[1]
-        mask = batch.passage_mask[batch.passage_of]
-        depth = min(len(student.hidden), len(teacher.hidden))
-        tokens = losses.query_aware_tokens(
-            teacher.probabilities[-depth:], batch.query_mask, mask, self.settings.distil_share
-        )
-        return losses.state_distance(
-            [h[:, length:] for h in student.hidden[-depth:]],
-            [h[:, length:] for h in teacher.hidden[-depth:]],
-            tokens,
-        )
 
 
 @torch.no_grad()
@@ -196,12 +200,6 @@ def _of_mode(folder: Path, mode: str, stage: str) -> SplitBert:
     return network
 
 
-def saved_embeddings(folder: Path) -> str:
-    """The packaged model whose word embeddings a checkpoint has, or ""."""
-    section = read_config(folder).get("btr")
-    return str(section.get("word_embeddings", "")) if isinstance(section, dict) else ""
-
-
 def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
     """Step 2 starts from the plain reader.
 
@@ -263,6 +261,25 @@ def start_binarized(decomposed: SplitBert, data: SpanData, rule: Rule = "calibra
     return network
 
 
+def choose_trained(network: SplitBert, settings: StageSettings, *, embeddings: bool) -> None:
+    """Freeze what a step leaves as it is.
+
+    Args:
+        network: Of the step.
+        settings: The step.
+        embeddings: Whether word embeddings are trained.
+    """
+    network.requires_grad_(True)
+    if settings.stage == "adapt":
+        # All that stored states depend on; questions are read by the same layers.
+        for part in (network.model.bert.embeddings, *network.lower):
+            part.requires_grad_(False)
+    if network.binarizer is not None:
+        network.binarizer.requires_grad_(settings.rule == "calibrated")
+    if not embeddings:
+        network.get_parameter(EMBEDDINGS).requires_grad_(False)
+
+
 def train_extractive(
     settings: StageSettings,
     data_settings: SpanDataSettings,
@@ -292,21 +309,14 @@ def train_extractive(
         UsageError: The checkpoints given are not those that the step needs.
         InputError: The data is bad or empty.
     """
-    accelerator = accelerator or Accelerator()
-    torch.manual_seed(settings.loop.seed)
-    stage = settings.stage
+    accelerator = begin_stage(settings, places, accelerator)
+    stage, folder, plain = settings.stage, places.start, places.plain
     query_budget = BertReaderConfig.query_budget
-    folder, plain = places.start, places.plain
-    if settings.distils and plain is None:
-        raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
-    embeddings = word_embeddings or saved_embeddings(folder)
-    saved_labels = load_network(folder)[2].labels if "btr" in read_config(folder) else ()
-    tokenizer = load_tokenizer(folder)
+    found, tokenizer = load_config(folder), load_tokenizer(folder)
     rejects = Rejects()
     if stage == "adapt":
         # Stored passages are cut where the reader cuts them.
-        _, _, config = load_network(folder)
-        data_settings = replace(data_settings, passage_budget=config.passage_budget)
+        data_settings = replace(data_settings, passage_budget=found.passage_budget)
     builder, dev = load_span_data(data_settings, tokenizer, query_budget, rejects)
     data = builder.data
     if accelerator.is_main_process:
@@ -321,34 +331,20 @@ def train_extractive(
                              todo="give --layout, as 4+3")  # fmt: skip
         network = start_decomposed(_of_mode(folder, "plain", stage), *layout)
     elif stage == "adapt":
-        reader = BertReader.from_pretrained(folder)
         network = _of_mode(folder, "btr", stage)
+        reader = BertReader(network, tokenizer, found, folder.name)
         data.rows = stored_rows(reader, builder.passages, store)
     else:
         network = start_binarized(_of_mode(folder, "decomposed", stage), data, settings.rule)
-    labels = data_settings.labels or saved_labels
-    if data_settings.labels and data_settings.labels != saved_labels:
-        width = network.model.config.hidden_size
-        network.classifier = nn.Linear(width, len(labels))
-    network.requires_grad_(True)
-    if stage == "adapt":
-        # All that stored states depend on; questions are read by the same layers.
-        network.model.bert.embeddings.requires_grad_(False)
-        for layer in network.lower:
-            layer.requires_grad_(False)
-    if network.binarizer is not None:
-        network.binarizer.requires_grad_(settings.rule == "calibrated")
-    if embeddings:
-        network.get_parameter(EMBEDDINGS).requires_grad_(False)
+    labels = data_settings.labels or found.labels
+    if labels != found.labels:
+        network.classifier = nn.Linear(network.model.config.hidden_size, len(labels))
+    embeddings = word_embeddings or found.word_embeddings
+    choose_trained(network, settings, embeddings=not embeddings)
     config = BertReaderConfig.fitting(
         network.model.config, MODE_OF[stage], network.split_layer, word_embeddings=embeddings
     )
     config = replace(config, labels=labels)
-
-    def save(to: Path, exact: nn.Module) -> None:
-        assert isinstance(exact, SplitBert)  # noqa: S101 -- for the type checker
-        save_checkpoint(to, exact, tokenizer, config)
-
     return run_stage(
         SpanLoss(network, data, settings, teacher),
         settings=settings,
@@ -360,7 +356,7 @@ def train_extractive(
             negative_share=data_settings.negative_share,
         ),
         evaluate=partial(evaluate_dev, network, dev, data_settings),
-        save=save,
+        save=lambda to, exact: save_checkpoint(to, exact, tokenizer, config),
         places=places,
         recorded={"data": asdict(data_settings)},
         accelerator=accelerator,

@@ -22,6 +22,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from btr.data.questions import Question, asked
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
+from btr.readers.joint_states import JointStates
 from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_decoder import Decoder
@@ -38,7 +39,7 @@ from btr.train.fid_examples import (
     epoch_batches,
     load_fid_data,
 )
-from btr.train.fid_pass import JointStates, TrainingPass
+from btr.train.fid_pass import TrainingPass
 from btr.train.rules import TanhRule, naive_rule
 from btr.train.sources import Rejects
 from btr.train.stage import (
@@ -48,6 +49,7 @@ from btr.train.stage import (
     Stage,
     StageLoss,
     StageSettings,
+    begin_stage,
     run_stage,
 )
 from btr.train.stored import stored_rows
@@ -113,7 +115,11 @@ class FidLoss(StageLoss):
                 divergence = losses.answer_divergence(mine, theirs, every)
                 parts["answer"] = divergence * settings.answer_weight
             if student is not None and seen is not None:
-                parts["state"] = self._state_loss(student, seen, batch) * settings.state_weight
+                distance = losses.query_aware_distillation(
+                    student, seen, batch.query_mask[batch.question_of], batch.passage_mask,
+                    settings.distil_share, relative=True,
+                )  # fmt: skip
+                parts["state"] = distance * settings.state_weight
         if self.recovery is not None and made.signs is not None:
             # The projection must see the bits alone, so that they are what keeps the information.
             recovered = losses.recovery_loss(
@@ -121,19 +127,6 @@ class FidLoss(StageLoss):
             )
             parts["recovery"] = recovered * settings.recovery_weight
         return parts
-
-    def _state_loss(self, student: JointStates, teacher: JointStates, batch: FidBatch) -> Tensor:
-        length = batch.query_ids.shape[1]
-        depth = min(len(student.hidden), len(teacher.hidden))
-        tokens = losses.query_aware_tokens(
-            teacher.probabilities[-depth:], batch.query_mask[batch.question_of],
-            batch.passage_mask, self.settings.distil_share,
-        )  # fmt: skip
-        return losses.state_distance(
-            [h[:, length:] for h in student.hidden[-depth:]],
-            [h[:, length:] for h in teacher.hidden[-depth:]],
-            tokens, relative=True,
-        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -196,10 +189,6 @@ def _score(
     return figures | {"score": settings.score(f1s)}
 
 
-def _unsaved(folder: Path, exact: nn.Module) -> None:
-    """Nothing is kept of an ablation's network: there is no reader for it."""
-
-
 def start_split(plain: SplitT5, split_layer: int, *, binarized: bool) -> SplitT5:
     """A copy of a reader's weights, split at another layer, to be trained.
 
@@ -255,15 +244,12 @@ def train_fid(
         UsageError: The checkpoints given are not those that the step needs.
         InputError: The data is bad or empty.
     """
-    accelerator = accelerator or Accelerator()
-    torch.manual_seed(settings.loop.seed)
+    accelerator = begin_stage(settings, places, accelerator)
     stage = settings.stage
     network, tokenizer, found = load_network(places.start)
     config = _config_of(stage, found, config, layout, network, places.start)
     binarized = config.mode == "btr"
     network = start_split(network, config.split_layer, binarized=binarized)
-    if settings.distils and places.plain is None:
-        raise UsageError(f"step {stage} needs the plain reader", todo="give --plain")
     teacher = None
     if places.plain is not None:
         teacher, _, taught = load_network(places.plain)
@@ -290,9 +276,10 @@ def train_fid(
         print(f"{len(data.examples)} questions, {len(data.passages)} passages; {rejects}",
               flush=True)  # fmt: skip
 
-    def save(folder: Path, exact: nn.Module) -> None:
-        assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
-        save_checkpoint(folder, exact, tokenizer, config)
+    def save(folder: Path, exact: SplitT5) -> None:
+        # An ablation's network is not kept: there is no reader for it.
+        if rule is None:
+            save_checkpoint(folder, exact, tokenizer, config)
 
     rule = naive_rule(settings.rule, network.model.config.d_model) if binarized else None
     loss = FidLoss(
@@ -309,7 +296,7 @@ def train_fid(
             data, seed=settings.loop.seed, epoch=epoch, token_budget=settings.token_budget
         ),
         evaluate=look,
-        save=save if rule is None else _unsaved,
+        save=save,
         places=places,
         recorded={"data": asdict(data_settings), "reader": asdict(config)},
         accelerator=accelerator,

@@ -19,6 +19,7 @@ from btr.data.passages import Passage
 from btr.data.questions import Question, asked
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
+from btr.train.batches import length_batches
 from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
 from btr.train.span_examples import pad
 from btr.train.stored import Rows, pad_rows
@@ -226,18 +227,13 @@ def epoch_batches(
         FidExample(e.question, e.passages, (e.answers[int(draw.integers(len(e.answers)))],))
         for e in data.examples
     ]
-    longest = np.array([max(len(data.passages[p]) for p in e.passages) for e in examples])
-    # Jitter keeps batches from holding the same neighbours in every epoch.
-    order = np.argsort(longest + draw.uniform(0, 6, len(examples)), kind="stable")
-    batches: list[list[FidExample]] = []
-    current: list[FidExample] = []
-    for i in order:
-        grown = [*current, examples[i]]
-        width = max(longest[i], *(max(len(data.passages[p]) for p in e.passages) for e in grown))
-        width += max(len(data.questions[e.question]) for e in grown)
-        if current and sum(len(e.passages) for e in grown) * width > token_budget:
-            batches.append(current)
-            grown = [examples[i]]
-        current = grown
-    batches.append(current)
-    return [batches[int(i)] for i in draw.permutation(len(batches))]
+
+    def cost(chosen: Sequence[FidExample]) -> int:
+        passage = max(len(data.passages[p]) for e in chosen for p in e.passages)
+        width = passage + max(len(data.questions[e.question]) for e in chosen)
+        return sum(len(e.passages) for e in chosen) * width
+
+    longest = [max(len(data.passages[p]) for p in e.passages) for e in examples]
+    return length_batches(
+        [[e] for e in examples], longest, draw, cost=cost, token_budget=token_budget
+    )

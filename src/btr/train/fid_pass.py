@@ -9,7 +9,7 @@ an answer, ``S = Q + P``, ``H`` heads, ``d`` width, ``V`` vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
+from btr.readers.joint_states import JointStates
 from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_rows import from_rows
@@ -54,17 +55,6 @@ class PaddedAttention:
                 q, k, v, attn_mask=self.bias, scale=1.0
             )
         return context.transpose(1, 2).flatten(2)
-
-
-@dataclass
-class JointStates:
-    """What distillation looks at: per joint layer, outputs and attention.
-
-    ``hidden`` holds ``[U, S, d]`` a layer; ``probabilities`` ``[U, H, S, S]`` a layer.
-    """
-
-    hidden: list[Tensor] = field(default_factory=list)
-    probabilities: list[Tensor] = field(default_factory=list)
 
 
 @dataclass

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from btr.readers.joint_states import JointStates
+
 
 def span_nll(start: Tensor, end: Tensor, mask: Tensor, spans: Tensor) -> Tensor:
     """Mean of ``-log sum_{(i, j) in spans} p_start(i) p_end(j)``, halved.
@@ -66,6 +68,31 @@ def query_aware_tokens(
     keep = (passage_mask.sum(1) * share).ceil().long().clamp_min(1)
     rank = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < keep[:, None]) & passage_mask
+
+
+def query_aware_distillation(
+    student: JointStates,
+    teacher: JointStates,
+    query_mask: Tensor,
+    passage_mask: Tensor,
+    share: float,
+    *,
+    relative: bool = False,
+) -> Tensor:
+    """Distance of the last joint layers' passage states, on tokens that the query looks at.
+
+    Args:
+        student: Of the network that is trained.
+        teacher: Of the plain reader; the deeper one's first layers have no counterpart.
+        query_mask: ``[B, Q]`` bool.
+        passage_mask: ``[B, P]`` bool.
+        share: As for :func:`query_aware_tokens`.
+        relative: As for :func:`state_distance`.
+    """
+    depth, length = min(len(student.hidden), len(teacher.hidden)), query_mask.shape[1]
+    tokens = query_aware_tokens(teacher.probabilities[-depth:], query_mask, passage_mask, share)
+    mine, theirs = ([h[:, length:] for h in x.hidden[-depth:]] for x in (student, teacher))
+    return state_distance(mine, theirs, tokens, relative=relative)
 
 
 def state_distance(

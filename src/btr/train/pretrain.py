@@ -8,7 +8,7 @@ the cut this is T5's own pretraining, which is what to compare with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from btr.data.ledger import Ledger
@@ -28,11 +27,12 @@ from btr.readers.base import Mode
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_decoder import Decoder
 from btr.readers.t5_network import SplitT5
+from btr.train.batches import length_batches
 from btr.train.corruption import Ids, corrupt
 from btr.train.fid import FidLoss, start_split
 from btr.train.fid_examples import FidBatch, FidData, FidExample, collate
 from btr.train.sources import held_out
-from btr.train.stage import Places, StageSettings, run_stage
+from btr.train.stage import Places, StageSettings, begin_stage, run_stage
 
 SHORTEST = 16
 """Tokens that a window must have; shorter ends of documents are left out."""
@@ -135,21 +135,13 @@ class WindowBatches:
     def epoch(self, number: int, token_budget: int) -> list[list[Window]]:
         """The batches of an epoch; windows of similar length share one."""
         random = np.random.default_rng([self.seed, number])
-        lengths = np.array([len(w) for w in self.windows])
-        order = np.argsort(lengths + random.uniform(0, 6, len(lengths)), kind="stable")
-        batches = list(self._cut(order.tolist(), number, token_budget))
-        return [batches[int(i)] for i in random.permutation(len(batches))]
+        lengths = [len(w) for w in self.windows]
 
-    def _cut(self, order: list[int], epoch: int, token_budget: int) -> Iterator[list[Window]]:
-        current: list[Window] = []
-        longest = 0
-        for i in order:
-            grown = max(longest, len(self.windows[i]))
-            if current and grown * (len(current) + 1) > token_budget:
-                yield current
-                current, grown = [], len(self.windows[i])
-            current, longest = [*current, Window(i, epoch)], grown
-        yield current
+        def cost(chosen: Sequence[Window]) -> int:
+            return len(chosen) * max(lengths[w.number] for w in chosen)
+
+        groups = [[Window(i, number)] for i in range(len(lengths))]
+        return length_batches(groups, lengths, random, cost=cost, token_budget=token_budget)
 
 
 def pretrain(
@@ -186,8 +178,7 @@ def pretrain(
         InputError: There is too little text.
         UsageError: The vocabulary has no sentinels, or the split does not fit.
     """
-    accelerator = accelerator or Accelerator()
-    torch.manual_seed(settings.loop.seed)
+    accelerator = begin_stage(settings, places, accelerator)
     network, tokenizer, found = load_network(places.start)
     config = _config(config or found, mode, split_layer, len(network.blocks))
     config = replace(config, word_embeddings="" if scratch else found.word_embeddings)
@@ -215,17 +206,13 @@ def pretrain(
         for windows in (train, dev[:DEV_WINDOWS])
     )  # fmt: skip
 
-    def save(folder: Path, exact: nn.Module) -> None:
-        assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
-        save_checkpoint(folder, exact, tokenizer, config)
-
     loss = FidLoss(network, batches.collate, settings, config, recompute=recompute)
     return run_stage(
         loss,
         settings=settings,
         plan=lambda epoch: batches.epoch(epoch, settings.token_budget),
         evaluate=partial(_evaluate, loss, looked_at, settings.token_budget),
-        save=save,
+        save=lambda folder, exact: save_checkpoint(folder, exact, tokenizer, config),
         places=places,
         recorded={"sources": [str(s) for s in sources]},
         accelerator=accelerator,

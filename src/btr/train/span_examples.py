@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from btr.data.passages import Passage
 from btr.readers.bert_text import tokenize_passage, tokenize_query
+from btr.train.batches import length_batches
 from btr.train.sources import find_answers
 from btr.train.stored import Rows, pad_rows
 
@@ -195,18 +196,10 @@ def epoch_batches(
         for group in groups.values()
         for i in range(0, len(group), questions_per_passage)
     ]
-    lengths = np.array([len(data.passages[c[0].passage]) for c in chunks])
-    # Jitter keeps batches from holding the same neighbours in every epoch.
-    order = np.argsort(lengths + random.uniform(0, 6, len(chunks)), kind="stable")
-    batches: list[list[SpanExample]] = []
-    current: list[SpanExample] = []
-    for i in order:
-        grown = current + chunks[i]
-        longest_query = max(len(data.questions[e.question]) for e in grown)
-        longest = max(len(data.passages[e.passage]) for e in grown) + longest_query
-        if current and len(grown) * longest > token_budget:
-            batches.append(current)
-            grown = list(chunks[i])
-        current = grown
-    batches.append(current)
-    return [batches[i] for i in random.permutation(len(batches))]
+
+    def cost(examples: Sequence[SpanExample]) -> int:
+        passage = max(len(data.passages[e.passage]) for e in examples)
+        return len(examples) * (passage + max(len(data.questions[e.question]) for e in examples))
+
+    lengths = [len(data.passages[chunk[0].passage]) for chunk in chunks]
+    return length_batches(chunks, lengths, random, cost=cost, token_budget=token_budget)

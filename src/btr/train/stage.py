@@ -15,12 +15,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from btr.errors import UsageError
 from btr.readers.base import Mode
 from btr.train.dropout import make_pool, use_pooled_dropout
 from btr.train.loop import Loop, LoopSettings, Loss
@@ -124,13 +125,27 @@ class StageLoss(Loss):
             self._teacher[0].to(device, dtype).eval().requires_grad_(False)
 
 
+def begin_stage(
+    settings: StageSettings, places: Places, accelerator: Accelerator | None
+) -> Accelerator:
+    """Seed everything and check that a loss that looks at the teacher has one.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if settings.distils and places.plain is None:
+        raise UsageError(f"step {settings.stage} needs the plain reader", todo="give --plain")
+    torch.manual_seed(settings.loop.seed)
+    return accelerator or Accelerator()
+
+
 def run_stage(
     loss: StageLoss,
     *,
     settings: StageSettings,
     plan: Callable[[int], Sequence[Batch]],
     evaluate: Callable[[], dict[str, float]],
-    save: Callable[[Path, nn.Module], None],
+    save: Callable[[Path, Any], None],
     places: Places,
     recorded: dict[str, object],
     accelerator: Accelerator,
@@ -142,7 +157,7 @@ def run_stage(
         settings: Length, rates, precision.
         plan: Epoch number to its batches.
         evaluate: Dev figures with a ``score``, of the loss's network.
-        save: Writes a network with float32 weights to a folder.
+        save: Writes a network of the loss's kind, with float32 weights, to a folder.
         places: Where the checkpoint and everything else go.
         recorded: Further settings to write down.
         accelerator: Devices, processes and trackers.
