@@ -36,6 +36,7 @@ class Files:
     pread = staticmethod(os.pread)
     fsync = staticmethod(os.fsync)
     rename = staticmethod(os.rename)
+    link = staticmethod(os.link)
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
     rmdir = staticmethod(os.rmdir)
@@ -313,6 +314,17 @@ def rename(source: Path, target: Path) -> None:
     with explaining(target):
         ops.rename(source, target)
     sync_folder(target.parent)
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name, for good; False if the name is taken."""
+    with explaining(target):
+        try:
+            ops.link(source, target)
+        except FileExistsError:
+            return False
+    sync_folder(target.parent)
+    return True
 
 
 def remove(path: Path) -> None:

@@ -19,7 +19,8 @@ from btr.errors import BtrError, UsageError
 from btr.readers.base import Reader
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import build_indexes
-from btr.store.format import REJECTS, Manifest, PassageState, StoreSpec
+from btr.store.format import Manifest, PassageState, StoreSpec
+from btr.store.names import REJECTS
 from btr.store.writer import StoreWriter
 
 GROUP_PASSAGES = 256

@@ -26,10 +26,14 @@ class Store:
     """The part of a token store that retrieval uses, with a count of what was read."""
 
     def __init__(self, folder: Path, codes: np.ndarray) -> None:
-        self.retrieval_folder, self.codes, self.reads = folder, codes, 0
+        self.lexical_folders, self.codes, self.reads = [folder / "lexical"], codes, 0
+        self.removed: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def is_removed(self, ordinal: int) -> bool:
+        return ordinal in self.removed
 
     def vectors(self) -> Iterator[np.ndarray]:
         self.reads += 1
@@ -44,7 +48,7 @@ def embedder() -> Embedder:
 
 @pytest.fixture
 def store(tmp_path: Path, embedder: Embedder) -> Store:
-    build_indexes(tmp_path, iter(PASSAGES))
+    build_indexes(tmp_path / "lexical", iter(PASSAGES))
     return Store(tmp_path, quantize(embedder.encode_passages(PASSAGES)))
 
 
@@ -89,13 +93,22 @@ def test_questions_without_a_word_find_nothing(store: Store, embedder: Embedder)
 
 def test_more_passages_than_the_usual_depth(tmp_path: Path) -> None:
     passages = [Passage(str(i), f"the moon number {i}") for i in range(150)]
-    build_indexes(tmp_path, passages)
+    build_indexes(tmp_path / "lexical", passages)
     store = Store(tmp_path, np.ones((150, 384), np.int8))
     assert len(HybridRetriever(store, None).search("moon", 140)) == 140
 
 
+def test_removed_passages_are_not_found_and_leave_room_for_others(tmp_path: Path) -> None:
+    build_indexes(tmp_path / "lexical", [Passage(str(i), f"the moon {i}") for i in range(400)])
+    store = Store(tmp_path, np.ones((400, 384), np.int8))
+    store.removed = set(range(0, 350))
+    hits = HybridRetriever(store, None).search("moon", 20)
+    assert [hit.ordinal for hit in hits] == list(range(350, 370))
+    assert len(HybridRetriever(store, None).search("moon", 100)) == 50
+
+
 def test_an_index_of_other_passages_is_refused(tmp_path: Path, embedder: Embedder) -> None:
-    build_indexes(tmp_path, PASSAGES)
+    build_indexes(tmp_path / "lexical", PASSAGES)
     with pytest.raises(IncompatibleError, match="expected 4 passages, found 5"):
         HybridRetriever(Store(tmp_path, np.ones((4, 384), np.int8)), None).search("moon", 1)
     with pytest.raises(IncompatibleError, match="does not fit the dense index"):

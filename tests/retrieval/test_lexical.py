@@ -53,7 +53,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def facts(tmp_path_factory: pytest.TempPathFactory) -> LexicalIndex:
     folder = tmp_path_factory.mktemp("facts")
     assert build(folder, passages()) == len(FACTS)
-    return LexicalIndex(folder)
+    return LexicalIndex([folder])
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_equal_scores_are_ordered_by_ordinal_wherever_the_list_is_cut(
     ]
     order = random.Random(3).choices(range(3), k=300)
     build(tmp_path, passages([kinds[kind] for kind in order]))
-    index = LexicalIndex(tmp_path)
+    index = LexicalIndex([tmp_path])
     everything = index.search("red fox", 300)
     assert len(everything) == 300
     assert everything == sorted(everything, key=lambda hit: (-hit[1], hit[0]))
@@ -162,7 +162,7 @@ def test_many_segments_answer_like_one(tmp_path: Path, monkeypatch: pytest.Monke
         assert build(tmp_path / name, made_up(1000)) == 1000
     assert content(tmp_path / "many") == content(tmp_path / "again")
     assert len(list((tmp_path / "many").glob("*.idx"))) == 12
-    one, many = LexicalIndex(tmp_path / "one"), LexicalIndex(tmp_path / "many")
+    one, many = LexicalIndex([tmp_path / "one"]), LexicalIndex([tmp_path / "many"])
     assert len(one) == len(many) == 1000
     for passage in made_up(40, seed=1):
         assert one.search(passage.text, 30) == many.search(passage.text, 30)
@@ -182,19 +182,19 @@ def test_a_run_that_overflows_the_heap_is_still_deterministic(
         build(tmp_path / name, unique())
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert len(list((tmp_path / "a").glob("*.idx"))) > 1
-    index = LexicalIndex(tmp_path / "a")
+    index = LexicalIndex([tmp_path / "a"])
     assert [index.search(f"{n}x7", 2)[0][0] for n in (0, 120, 239)] == [0, 120, 239]
 
 
 def test_no_passages_make_an_empty_index(tmp_path: Path) -> None:
     assert build(tmp_path, []) == 0
-    assert len(LexicalIndex(tmp_path)) == 0
-    assert LexicalIndex(tmp_path).search("anything", 5) == []
+    assert len(LexicalIndex([tmp_path])) == 0
+    assert LexicalIndex([tmp_path]).search("anything", 5) == []
 
 
 def test_odd_texts_are_indexed(tmp_path: Path) -> None:
     build(tmp_path, passages([("", ""), ("\ud800", "a\0b \ud83d word"), ("", "x" * 100_000)]))
-    assert LexicalIndex(tmp_path).search("word", 5)[0][0] == 1
+    assert LexicalIndex([tmp_path]).search("word", 5)[0][0] == 1
 
 
 def test_a_folder_in_use_is_refused(folder: Path) -> None:
@@ -216,14 +216,14 @@ def test_opening_writes_nothing_and_needs_no_write_permission(folder: Path) -> N
     before = content(folder)
     folder.chmod(0o500)
     try:
-        assert LexicalIndex(folder).search("w1", 3)
+        assert LexicalIndex([folder]).search("w1", 3)
     finally:
         folder.chmod(0o700)
     assert content(folder) == before
 
 
 def test_an_open_index_outlives_its_files_names(folder: Path) -> None:
-    index = LexicalIndex(folder)
+    index = LexicalIndex([folder])
     before = index.search("w1 w2", 20)
     for file in folder.iterdir():
         file.unlink()
@@ -231,7 +231,7 @@ def test_an_open_index_outlives_its_files_names(folder: Path) -> None:
 
 
 def test_threads_share_an_index(folder: Path) -> None:
-    index, results = LexicalIndex(folder), []
+    index, results = LexicalIndex([folder]), []
     expected = index.search("w1 w2 w3", 50)
     threads = [
         threading.Thread(target=lambda: results.append(index.search("w1 w2 w3", 50)))
@@ -253,15 +253,15 @@ def test_every_kind_of_damage_is_found_on_opening(folder: Path) -> None:
             bad[place] ^= 1 << chance.randrange(8)
             file.write_bytes(bad)
             with pytest.raises(CorruptError):
-                LexicalIndex(folder)
+                LexicalIndex([folder])
         file.write_bytes(good[:-2])
         with pytest.raises(CorruptError):
-            LexicalIndex(folder)
+            LexicalIndex([folder])
         file.unlink()
         with pytest.raises(BtrError):
-            LexicalIndex(folder)
+            LexicalIndex([folder])
         file.write_bytes(good)
-    assert LexicalIndex(folder).search("w1", 3)
+    assert LexicalIndex([folder]).search("w1", 3)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_every_kind_of_damage_is_found_on_opening(folder: Path) -> None:
 def test_a_hostile_listing_is_refused(folder: Path, listing: bytes) -> None:
     (folder / "digests.json").write_bytes(listing)
     with pytest.raises(CorruptError, match="damaged list"):
-        LexicalIndex(folder)
+        LexicalIndex([folder])
 
 
 def test_another_analyser_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,12 +279,12 @@ def test_another_analyser_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     build(tmp_path, passages())
     monkeypatch.undo()
     with pytest.raises(IncompatibleError, match=r"another analyser.*btr_english_1.*btr_english_0"):
-        LexicalIndex(tmp_path)
+        LexicalIndex([tmp_path])
 
 
 def test_a_missing_index_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no lexical index"):
-        LexicalIndex(tmp_path)
+        LexicalIndex([tmp_path])
 
 
 def test_a_failing_disk_is_one_clear_error(tmp_path: Path) -> None:

@@ -46,10 +46,9 @@ def vectors(first: int, last: int) -> np.ndarray:
     return (np.arange(4 * first, 4 * last) * 11 % 255 - 127).astype(np.int8).reshape(-1, 4)
 
 
-def derive(folder: Path, passages: Iterator[Passage]) -> None:
-    """Stand in for a retrieval index: a file in a folder."""
-    (folder / "lexical").mkdir()
-    (folder / "lexical" / "index.bin").write_text("\n".join(p.id for p in passages))
+def derive(folder: Path, passages: Iterator[Passage], first: int) -> None:
+    """Stand in for a lexical index: a file."""
+    (folder / "index.bin").write_text(f"{first}\n" + "\n".join(p.id for p in passages))
 
 
 def build(
@@ -79,7 +78,7 @@ def tree(path: Path) -> dict[str, bytes]:
 
 # -- operations that fail -----------------------------------------------------------------------
 
-CHANGING = ("open", "write", "fsync", "rename", "unlink", "mkdir", "rmdir", "database")
+CHANGING = ("open", "write", "fsync", "rename", "link", "unlink", "mkdir", "rmdir", "database")
 Hook = Callable[[str, tuple[Any, ...]], None]
 
 

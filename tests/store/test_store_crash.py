@@ -426,10 +426,10 @@ def test_a_passage_id_used_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_derived_files_must_have_names_that_a_store_can_hold(tmp_path: Path) -> None:
-    def bad_name(folder: Path, passages: object) -> None:
+    def bad_name(folder: Path, passages: object, first: int) -> None:
         (folder / "a b").write_text("x")
 
-    def bad_link(folder: Path, passages: object) -> None:
+    def bad_link(folder: Path, passages: object, first: int) -> None:
         (folder / "link").symlink_to("/etc/passwd")
 
     for derive in (bad_name, bad_link):

@@ -213,7 +213,7 @@ def test_a_damaged_record_harms_only_its_passage_and_verify_lists_all(path: Path
     assert len(report.damage) == 5
     (path / "rejects.jsonl").write_text('{"line": 3}\n')
     shutil.copy(path / "ids.sqlite", path / "retrieval" / "lexical" / "copy")
-    size = len("\n".join(stub.passage(i).id for i in range(N)))
+    size = len("\n".join(["0", *(stub.passage(i).id for i in range(N))]))
     (path / "retrieval" / "lexical" / "index.bin").write_text("y" * size)
     store = TokenStore.open(path)
     assert [s.rows.tobytes() for s in store.states([1, 2])] == before[1:]

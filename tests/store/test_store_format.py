@@ -16,6 +16,7 @@ import stub_store as stub
 from btr.data.passages import Passage
 from btr.errors import BtrError, CorruptError, IncompatibleError, UsageError
 from btr.store import FileEntry, Manifest, PassageState, StoreSpec, StoreWriter, TokenStore
+from btr.store.format import ShardEntry
 from btr.store.sealed import seal, unseal
 
 
@@ -92,17 +93,24 @@ def test_golden_shard(tmp_path: Path) -> None:
 
 def test_golden_manifest(tmp_path: Path) -> None:
     manifest = Manifest(
-        GOLDEN_SPEC, 1, 2, 0, {"passages": 1, "states": 2, "tables": 3, "vectors": 4},
-        {"stored": 1}, (FileEntry("ids.sqlite", 5, "0" * 64),
-                        FileEntry("shards/00000000.btr", 10, "f" * 64)),
+        GOLDEN_SPEC, 3, (ShardEntry(7, 2),), 2, 0, 1,
+        {"passages": 1, "states": 2, "tables": 3, "vectors": 4}, {"stored": 1}, {"ratio": 0.2},
+        (FileEntry("ids.sqlite", 5, "0" * 64), FileEntry("removed-00000003.btr", 12, "1" * 64),
+         FileEntry("shards/00000007.btr", 10, "f" * 64)),
     )  # fmt: skip
     body = (
-        '{\n "counts": {\n  "stored": 1\n },\n "files": [\n  {\n   "bytes": 5,\n'
-        '   "name": "ids.sqlite",\n   "sha256": "' + "0" * 64 + '"\n  },\n  {\n   "bytes": 10,\n'
-        '   "name": "shards/00000000.btr",\n   "sha256": "' + "f" * 64 + '"\n  }\n ],\n'
-        ' "format": "btr-store",\n'
+        '{\n "compression": {\n  "ratio": 0.2\n },\n "counts": {\n  "stored": 1\n },\n'
+        ' "files": [\n  {\n   "bytes": 5,\n'
+        '   "name": "ids.sqlite",\n   "sha256": "' + "0" * 64 + '"\n  },\n  {\n   "bytes": 12,\n'
+        '   "name": "removed-00000003.btr",\n   "sha256": "'
+        + "1" * 64
+        + '"\n  },\n  {\n   "bytes": 10,\n   "name": "shards/00000007.btr",\n   "sha256": "'
+        + "f" * 64
+        + '"\n  }\n ],\n'
+        ' "format": "btr-store",\n "generation": 3,\n'
         ' "parts": {\n  "passages": 1,\n  "states": 2,\n  "tables": 3,\n  "vectors": 4\n },\n'
-        ' "passages": 1,\n "spec": {\n  "dense_dim": 3,\n  "dim": 16,\n  "fingerprint": {\n'
+        ' "removed": 1,\n "shards": [\n  {\n   "number": 7,\n   "passages": 2\n  }\n ],\n'
+        ' "spec": {\n  "dense_dim": 3,\n  "dim": 16,\n  "fingerprint": {\n'
         '   "weights": "ab"\n  },\n  "kind": "bits",\n  "passages_per_shard": 2,\n'
         '  "settings": {\n   "reader": "stub"\n  },\n  "sources_digest": "s",\n'
         '  "split_layer": 6\n },\n "store": "' + GOLDEN_SPEC.store_id.hex() + '",\n'
@@ -233,11 +241,11 @@ def test_json_that_is_not_the_canonical_form_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "store" / "manifest.json").read_bytes()
     body = data[: data.rindex(b'"digest"')]
     for bad in (
-        body.replace(b'"passages": 5', b'"passages": 5.0'),
-        body.replace(b'"passages": 5', b'"passages": 5e0'),
-        body.replace(b'"passages": 5', b'"passages": ' + b"9" * 5000),
-        body.replace(b'"passages": 5', b'"passages": 1, "passages": 5'),
-        body.replace(b'"passages": 5', b'"passages": ' + b"[" * 100_000),
+        body.replace(b'"tokens": 14', b'"tokens": 14.0'),
+        body.replace(b'"tokens": 14', b'"tokens": 14e0'),
+        body.replace(b'"tokens": 14', b'"tokens": ' + b"9" * 5000),
+        body.replace(b'"tokens": 14', b'"tokens": 1, "tokens": 14'),
+        body.replace(b'"tokens": 14', b'"tokens": ' + b"[" * 100_000),
         body.replace(b'"ratio": 0.5', b'"ratio": 1e400'),
         body.replace(b'"ratio": 0.5', b'"ratio": NaN'),
         body.replace(b" ", b"  ", 1),

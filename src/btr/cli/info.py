@@ -19,6 +19,8 @@ def info(
     settings = spec.settings
     report = {
         "passages": manifest.passages,
+        "removed": manifest.removed,
+        "generation": manifest.generation,
         "tokens": manifest.tokens,
         "dim": spec.dim,
         "split_layer": spec.split_layer,
@@ -31,8 +33,9 @@ def info(
     for name, value in (
         ("reader", f"{settings.get('reader', '?')}, {settings.get('mode', '?')}, split after layer "
                    f"{spec.split_layer}"),
-        ("passages", f"{manifest.passages:,}"),
-        ("tokens", f"{manifest.tokens:,}, {manifest.tokens / manifest.passages:.1f} a passage"),
+        ("passages", f"{manifest.passages:,}" + (f", and {manifest.removed:,} removed"
+                                                 if manifest.removed else "")),
+        ("tokens", f"{manifest.tokens:,}, {manifest.tokens / manifest.ordinals:.1f} a passage"),
         ("cut short", f"{manifest.truncated:,} passages longer than the reader's budget"),
         ("states", f"{spec.kind}, {spec.dim} dimensions, {sizes.state_bytes_per_token:.1f} bytes a "
                    f"token, {sizes.ratio_to_continuous:.1f} times smaller than fp32"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +19,6 @@ from btr.retrieval.fuse import reciprocal_rank_fusion
 if TYPE_CHECKING:
     from btr.data.passages import Passage
 
-LEXICAL_FOLDER = "lexical"
 # How far down each ranking the fusion looks, at least. Measured on 1,000 training questions each,
 # 30,720 passages: recall@20 of lexical / dense / fused is 54.5 / 57.2 / 58.3 on NQ, 69.5 / 71.0 /
 # 74.3 on WebQuestions, 92.6 / 93.1 / 96.8 on SQuAD; depths from 50 to 200 differ by 0.4 at most.
@@ -30,14 +29,17 @@ class VectorStore(Protocol):
     """What retrieval needs of a token store."""
 
     def __len__(self) -> int:
-        """The number of passages."""
+        """The number of passages, removed ones among them."""
 
     def vectors(self) -> Iterator[NDArray[np.int8]]:
         """Dense codes shard by shard, int8 ``[n_i, d]``."""
 
+    def is_removed(self, ordinal: int) -> bool:
+        """Whether a passage counts no more."""
+
     @property
-    def retrieval_folder(self) -> Path:
-        """The folder that :func:`build_indexes` filled."""
+    def lexical_folders(self) -> list[Path]:
+        """The folders of lexical indexes that together hold all passages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,17 @@ class Hit:
     dense_rank: int | None
 
 
-def build_indexes(folder: Path, passages: Iterable[Passage]) -> None:
-    """Write the retrieval files of a store; fits the ``derive`` of ``StoreWriter.finish``.
+def build_indexes(folder: Path, passages: Iterable[Passage], first: int = 0) -> None:
+    """Write the lexical index of passages; a ``Derive`` of ``btr.store``.
 
     Only the lexical index has files: the dense one is the vectors that the shards hold.
 
     Args:
         folder: Empty.
-        passages: All of them, in ordinal order.
+        passages: In ordinal order.
+        first: Ordinal of the first one.
     """
-    lexical.build(folder / LEXICAL_FOLDER, passages)
+    lexical.build(folder, passages, first=first)
 
 
 class HybridRetriever:
@@ -79,7 +82,7 @@ class HybridRetriever:
         """Search ``store``.
 
         Args:
-            store: An open store whose retrieval folder was filled by :func:`build_indexes`.
+            store: An open store.
             embedder: The one that made the store's vectors; None for lexical retrieval alone.
         """
         self._store, self._embedder = store, embedder
@@ -107,8 +110,9 @@ class HybridRetriever:
         if k < 1:
             raise UsageError("the number of passages must be at least 1", found=str(k))
         depth = max(k, DEPTH)
+        lexical_index = self._lexical_index()
         rankings = [
-            [ordinal for ordinal, _ in self._lexical_index().search(question, depth)],
+            self._present(lambda n: lexical_index.search(question, n), depth),
             self._dense_ranking(question, depth),
         ]
         ranks = [{o: rank for rank, o in enumerate(ranking, 1)} for ranking in rankings]
@@ -123,17 +127,27 @@ class HybridRetriever:
             return []
         index = self._dense_index(self._embedder.dim)
         vector = self._embedder.encode_query(question)
-        return [ordinal for ordinal, _ in index.search(vector, depth)]
+        return self._present(lambda n: index.search(vector, n), depth)
+
+    def _present(self, search: Callable[[int], list[tuple[int, float]]], depth: int) -> list[int]:
+        """The first ``depth`` ordinals of a ranking, or all, that are not of removed passages."""
+        most = depth
+        while True:
+            found = search(most)
+            kept = [ordinal for ordinal, _ in found if not self._store.is_removed(ordinal)]
+            if len(kept) >= depth or len(found) < most:
+                return kept[:depth]
+            most *= 2
 
     def _lexical_index(self) -> lexical.LexicalIndex:
         with self._lock:
             if self._lexical is None:
-                folder = self._store.retrieval_folder / LEXICAL_FOLDER
-                index = lexical.LexicalIndex(folder)
+                folders = self._store.lexical_folders
+                index = lexical.LexicalIndex(folders)
                 if len(index) != len(self._store):
                     raise IncompatibleError(
                         "the lexical index does not belong to this store",
-                        where=str(folder),
+                        where=", ".join(map(str, folders)),
                         expected=f"{len(self._store)} passages",
                         found=str(len(index)),
                         todo="build the store again",

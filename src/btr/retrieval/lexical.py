@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,8 @@ STOP_WORDS = (
 )
 
 
-def build(folder: Path, passages: Iterable[Passage]) -> int:
-    """Index passages; the ordinal of a passage is its place in the stream.
+def build(folder: Path, passages: Iterable[Passage], *, first: int = 0) -> int:
+    """Index passages; the ordinal of a passage is its place in the stream, counted from ``first``.
 
     Memory is bounded by the run size, disk by the finished index. The files are equal, byte for
     byte, for equal passages under one version of tantivy.
@@ -75,6 +75,7 @@ def build(folder: Path, passages: Iterable[Passage]) -> int:
     Args:
         folder: Empty or absent; the index files are written right into it.
         passages: A stream; read once.
+        first: Ordinal of the first passage.
 
     Returns:
         The number of passages indexed.
@@ -95,7 +96,7 @@ def build(folder: Path, passages: Iterable[Passage]) -> int:
         while True:
             part = Path(scratch) / str(total)
             part.mkdir()
-            count = _index_run(part, stream, first=total)
+            count = _index_run(part, stream, first=first + total)
             meta = json.loads((part / META).read_bytes())
             if not count:
                 break
@@ -121,26 +122,25 @@ def build(folder: Path, passages: Iterable[Passage]) -> int:
 
 
 class LexicalIndex:
-    """A finished index, memory-mapped. Safe to share between threads.
+    """Finished indexes of the parts of a corpus, searched as one. Safe to share between threads.
 
-    tantivy wants to create a lock file wherever it opens an index, and stores may be read-only and
-    allow no file that their manifest does not name. So it is shown a passing folder of links; the
-    mappings outlive the folder.
+    Files are memory-mapped. tantivy wants to create a lock file wherever it opens an index, and
+    stores may be read-only and allow no file that their manifest does not name. So it is shown a
+    passing folder of links; the mappings outlive the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the index in ``folder``.
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Open the indexes in ``folders``.
 
         Raises:
             InputError: There is no index.
             CorruptError: A file is damaged or missing.
             IncompatibleError: It was made with another analyser or by another version of tantivy.
         """
-        names = _checked_files(folder)
-        _check_analyser(folder / META)
+        if not folders:
+            raise InputError("no lexical index", todo="build the store again")
         with tempfile.TemporaryDirectory(prefix="btr-lexical-") as view:
-            for name in names:
-                (Path(view) / name).symlink_to((folder / name).absolute())
+            _join(folders, Path(view))
             try:
                 index = tantivy.Index.open(view)
                 # The default reader watches the folder for commits, which never come.
@@ -150,7 +150,7 @@ class LexicalIndex:
                 # The files are as they were written, so it is the reader that has changed.
                 raise IncompatibleError(
                     f"the installed tantivy cannot read the lexical index ({error})",
-                    where=str(folder),
+                    where=", ".join(map(str, folders)),
                     todo="install the tantivy that built it, or build the store again",
                 ) from error
             self._schema = index.schema
@@ -300,6 +300,27 @@ def _analyser() -> tantivy.TextAnalyzer:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _join(folders: Sequence[Path], view: Path) -> None:
+    """Show checked indexes as one: links to the segments' files, and a list of all segments.
+
+    Segments of different folders have the same names, and get new ones here.
+    """
+    segments: list[dict[str, Any]] = []
+    meta: dict[str, Any] = {}
+    for folder in folders:
+        names = _checked_files(folder)
+        _check_analyser(folder / META)
+        meta = json.loads((folder / META).read_bytes())
+        for entry in meta["segments"]:
+            old, new = uuid.UUID(entry["segment_id"]), _segment_id(len(segments) + 1)
+            for name in names:
+                stem, dot, ending = name.partition(".")
+                if stem == old.hex:
+                    (view / f"{new.hex}{dot}{ending}").symlink_to((folder / name).absolute())
+            segments.append(entry | {"segment_id": str(new)})
+    _write_json(view / META, meta | {"segments": segments})
 
 
 def _checked_files(folder: Path) -> list[str]:

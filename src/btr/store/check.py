@@ -8,8 +8,10 @@ from pathlib import Path
 
 from btr import files
 from btr.errors import BtrError, CorruptError
-from btr.store.format import MANIFEST, Manifest, shard_name
-from btr.store.reader import check_files, load_manifest
+from btr.store.format import Manifest
+from btr.store.generations import Lease
+from btr.store.names import is_file_name, manifest_generation, manifest_name, shard_name
+from btr.store.reader import check_files
 from btr.store.shard_file import ShardFile
 
 
@@ -54,9 +56,18 @@ def verify(path: Path | str, progress: Callable[[int, int], None] | None = None)
     """
     path = Path(path)
     try:
-        manifest = load_manifest(path)
+        lease = Lease(path)
     except CorruptError as error:
         return VerifyReport(path, 1, 0, 0, (error,))
+    try:
+        return _verify(path, lease.manifest, progress)
+    finally:
+        lease.release()
+
+
+def _verify(
+    path: Path, manifest: Manifest, progress: Callable[[int, int], None] | None
+) -> VerifyReport:
     manifest_bytes = len(manifest.encode())
     done, total = manifest_bytes, manifest_bytes + sum(entry.bytes for entry in manifest.files)
     damage: list[BtrError] = list(check_files(path, manifest))
@@ -77,9 +88,12 @@ def verify(path: Path | str, progress: Callable[[int, int], None] | None = None)
                                        found=digest.hexdigest()))  # fmt: skip
     sizes = {entry.name: entry.bytes for entry in manifest.files}
     damage.extend(_check_records(path, manifest, sizes))
-    known = {MANIFEST, *sizes}
+    known = {manifest_name(manifest.generation), *sizes}
     for name, is_folder in files.list_tree(path):
-        if not is_folder and name not in known:
+        if is_folder or name in known:
+            continue
+        # What older generations leave while someone reads them is no damage.
+        if not is_file_name(name) and manifest_generation(name) is None:
             damage.append(CorruptError("a file that does not belong to the store",
                                        where=str(path / name), todo="remove it"))  # fmt: skip
     # A missing file is found by more than one check; it is one fault.
@@ -91,10 +105,10 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
     """Damage of every shard, down to the records."""
     tokens = truncated = opened = 0
     store_id = manifest.spec.store_id
-    for number in range(manifest.shards):
-        name, n = shard_name(number), manifest.shard_passages(number)
+    for entry in manifest.shards:
+        name, n = shard_name(entry.number), entry.passages
         try:
-            shard = ShardFile(path / name, manifest.spec, store_id, number, n, sizes[name])
+            shard = ShardFile(path / name, manifest.spec, store_id, entry.number, n, sizes[name])
         except BtrError as error:
             yield error
             continue
@@ -124,7 +138,8 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
                                found=str((shard_tokens, shard_truncated)))  # fmt: skip
         opened += 1
     totals = (manifest.tokens, manifest.truncated)
-    if opened == manifest.shards and (tokens, truncated) != totals:
+    if opened == len(manifest.shards) and (tokens, truncated) != totals:
+        where = path / manifest_name(manifest.generation)
         yield CorruptError("the manifest's totals are not those of the shards",
-                           where=str(path / MANIFEST), expected=str(totals),
+                           where=str(where), expected=str(totals),
                            found=str((tokens, truncated)))  # fmt: skip

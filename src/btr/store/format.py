@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,19 +17,16 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from btr.errors import CorruptError, IncompatibleError, UsageError
+from btr.store import names
 from btr.store.sealed import seal, unseal
 
 FORMAT = "btr-store"
 VERSION = 1
-MANIFEST = "manifest.json"
-IDS = "ids.sqlite"
-REJECTS = "rejects.jsonl"
-RETRIEVAL = "retrieval"
-SHARDS = "shards"
 
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_FILE_BYTES = 1 << 50
 MAX_PASSAGES = 1 << 40
+MAX_SHARDS = MAX_GENERATION = 10**8  # the digits of their names
 MAX_TEXT = 4096  # characters of a text in the manifest
 PARTS = ("passages", "states", "tables", "vectors")
 BITS_PER_DIM = {"bits": 1, "bits+rms16": 1, "bits+rms8": 1, "fp16": 16}
@@ -37,11 +34,6 @@ SCALE_BYTES = {"bits": 0, "bits+rms16": 2, "bits+rms8": 1, "fp16": 0}
 """What a row of each kind is made of: its dimensions, then the token's scale."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-_FILE = re.compile(
-    r"ids\.sqlite|rejects\.jsonl|shards/[0-9]{8}\.btr"
-    r"|retrieval(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]{1,128}){1,4}",
-    re.ASCII,
-)
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 T = TypeVar("T")
@@ -158,34 +150,68 @@ class ShardCommit:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A shard as the manifest names it: its number, and how many passages it holds."""
+
+    number: int
+    passages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a whole store says of itself.
+    """What a whole store says of itself in one generation.
 
     Attributes:
         spec: What was asked for.
-        passages, tokens, truncated: Totals; ``truncated`` counts passages.
+        generation: Changes since the store was built.
+        shards: In the order of the passages' ordinals.
+        tokens, truncated: Totals; ``truncated`` counts passages.
+        removed: Passages that have an ordinal and count no more.
         parts: Bytes of all shards by part: "passages", "states", "tables", "vectors".
-        counts: What ingestion counted.
-        files: Every other file, sorted by name.
+        counts: What ingestion counted, over all sources that were added.
+        compression: How the states were compressed, by name; empty where they were not.
+        files: Every file but the manifests, sorted by name.
     """
 
     spec: StoreSpec
-    passages: int
+    generation: int
+    shards: tuple[ShardEntry, ...]
     tokens: int
     truncated: int
+    removed: int
     parts: Mapping[str, int]
     counts: Mapping[str, int]
+    compression: Mapping[str, Any]
     files: tuple[FileEntry, ...]
 
     @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-self.passages // self.spec.passages_per_shard)
+    def ordinals(self) -> int:
+        """Passages with an ordinal, removed ones among them."""
+        return sum(shard.passages for shard in self.shards)
 
-    def shard_passages(self, shard: int) -> int:
-        """Passages in one shard."""
-        size = self.spec.passages_per_shard
-        return min(size, self.passages - shard * size)
+    @property
+    def passages(self) -> int:
+        """Passages that count."""
+        return self.ordinals - self.removed
+
+    @property
+    def id_tables(self) -> list[str]:
+        """Names of the id tables, the newest first."""
+        found = [entry.name for entry in self.files if entry.name.startswith("ids")]
+        return sorted(found, key=names.added_by, reverse=True)
+
+    @property
+    def lexical_folders(self) -> list[str]:
+        """Names of the folders of lexical indexes, in the order of their passages' ordinals."""
+        start = f"{names.RETRIEVAL}/{names.LEXICAL}"
+        found = {entry.name.rpartition("/")[0] for entry in self.files
+                 if entry.name.startswith(start)}  # fmt: skip
+        return sorted(found, key=names.added_by)
+
+    def with_files(self, files: Iterable[FileEntry], **changes: Any) -> Manifest:
+        """The same with other files, which are sorted here, and other changes."""
+        ordered = tuple(sorted(files, key=lambda entry: entry.name))
+        return replace(self, files=ordered, **changes)
 
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``."""
@@ -195,11 +221,14 @@ class Manifest:
                 "version": VERSION,
                 "store": self.spec.store_id.hex(),
                 "spec": self.spec.as_dict(),
-                "passages": self.passages,
+                "generation": self.generation,
+                "shards": [asdict(shard) for shard in self.shards],
                 "tokens": self.tokens,
                 "truncated": self.truncated,
+                "removed": self.removed,
                 "parts": dict(self.parts),
                 "counts": dict(self.counts),
+                "compression": dict(self.compression),
                 "files": [asdict(entry) for entry in self.files],
             }
         )
@@ -228,24 +257,35 @@ class Manifest:
             _refuse("format", FORMAT, values["format"])
         manifest = cls(
             StoreSpec(**values["spec"]),
-            _integer(values["passages"], "passages", 1, MAX_PASSAGES),
+            _integer(values["generation"], "generation", 0, MAX_GENERATION),
+            tuple(_shard_entry(entry) for entry in values["shards"]),
             _integer(values["tokens"], "tokens", 0, 1 << 56),
             _integer(values["truncated"], "truncated", 0, MAX_PASSAGES),
+            _integer(values["removed"], "removed", 0, MAX_PASSAGES),
             _integers(values["parts"], "parts", 4),
             check_counts(values["counts"]),
+            _scalars(values["compression"], "compression", 64),
             tuple(_file_entry(entry) for entry in values["files"]),
         )
-        names = [entry.name for entry in manifest.files]
-        if names != sorted(names) or len({name.lower() for name in names}) != len(names):
+        found = [entry.name for entry in manifest.files]
+        if found != sorted(found) or len({name.lower() for name in found}) != len(found):
             _refuse("files", "sorted names, each once", "others")
-        shards = [entry for entry in manifest.files if entry.name.startswith(SHARDS + "/")]
-        # The count is compared first: it bounds how many names are made for the second comparison.
-        if len(shards) != manifest.shards or any(
-            entry.name != shard_name(i) for i, entry in enumerate(shards)
-        ):
-            _refuse("files", f"{manifest.shards} shards", f"{len(shards)}, or wrong numbers")
-        if IDS not in names:
-            _refuse("files", IDS, "none")
+        shards = [entry for entry in manifest.files if entry.name.startswith(names.SHARDS + "/")]
+        if [names.shard_name(shard.number) for shard in manifest.shards] != [
+            entry.name for entry in shards
+        ]:
+            _refuse("files", "the shards of the manifest, in order", f"{len(shards)} others")
+        size = manifest.spec.passages_per_shard
+        if not all(1 <= shard.passages <= size for shard in manifest.shards):
+            _refuse("shards", f"1 to {size} passages", "others")
+        if not manifest.id_tables:
+            _refuse("files", names.IDS, "none")
+        removed = names.removed_name(manifest.generation)
+        kept = [name for name in found if name.startswith("removed")]
+        if kept != ([removed] if manifest.removed else []):
+            _refuse("files", f"{removed} where passages are removed", str(kept))
+        if not manifest.passages > 0:
+            _refuse("removed", "fewer than all passages", manifest.removed)
         if set(manifest.parts) != set(PARTS) or sum(manifest.parts.values()) != sum(
             entry.bytes for entry in shards
         ):
@@ -253,19 +293,35 @@ class Manifest:
         return manifest
 
 
-def shard_name(shard: int) -> str:
-    """The relative name of a shard's file."""
-    return f"{SHARDS}/{shard:08d}.btr"
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What ``build.json`` says of an unfinished build.
 
+    Attributes:
+        spec: What is built; of an addition, its own sources.
+        generation: Which it is to be.
+        first: Ordinal of its first passage.
+    """
 
-def encode_spec(spec: StoreSpec) -> bytes:
-    """The bytes of ``build.json``."""
-    return seal({"format": FORMAT, "version": VERSION, "spec": spec.as_dict()})
+    spec: StoreSpec
+    generation: int
+    first: int
 
+    def encode(self) -> bytes:
+        """The bytes of ``build.json``."""
+        return seal({"format": FORMAT, "version": VERSION, "spec": self.spec.as_dict(),
+                     "generation": self.generation, "first": self.first})  # fmt: skip
 
-def decode_spec(data: bytes, path: Path) -> StoreSpec:
-    """Check and read ``build.json``; raises as :meth:`Manifest.decode`."""
-    return _decoded(lambda values: StoreSpec(**values["spec"]), data, path)
+    @classmethod
+    def decode(cls, data: bytes, path: Path) -> BuildPlan:
+        """Check and read ``build.json``; raises as :meth:`Manifest.decode`."""
+
+        def build(values: Mapping[str, Any]) -> BuildPlan:
+            generation = _integer(values["generation"], "generation", 0, MAX_GENERATION)
+            first = _integer(values["first"], "first", 0, MAX_PASSAGES)
+            return cls(StoreSpec(**values["spec"]), generation, first)
+
+        return _decoded(build, data, path)
 
 
 def encode_commit(commit: ShardCommit) -> bytes:
@@ -392,9 +448,23 @@ def check_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return _integers(counts, "counts", 256)
 
 
+def _scalars(value: Any, name: str, most: int) -> dict[str, Any]:
+    items = _items(value, name, most)
+    for key, scalar in items:
+        _scalar(scalar, f"{name}.{key}")
+    return dict(items)
+
+
+def _shard_entry(value: Any) -> ShardEntry:
+    entry = ShardEntry(**value)
+    _integer(entry.number, "shards.number", 0, MAX_SHARDS - 1)
+    _integer(entry.passages, "shards.passages", 1, 65_536)
+    return entry
+
+
 def _file_entry(value: Any) -> FileEntry:
     entry = FileEntry(**value)
-    if not isinstance(entry.name, str) or not _FILE.fullmatch(entry.name):
+    if not isinstance(entry.name, str) or not names.is_file_name(entry.name):
         _refuse("files", "names as docs/format.md allows", repr(entry.name))
     _integer(entry.bytes, entry.name, 0, MAX_FILE_BYTES)
     if not isinstance(entry.sha256, str) or not _HEX_DIGEST.fullmatch(entry.sha256):

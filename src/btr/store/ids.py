@@ -20,7 +20,7 @@ _FULL, _IO_ERROR = 13, 10  # SQLite's primary result codes
 T = TypeVar("T")
 
 
-def build_ids(path: Path, ids: Iterable[str]) -> None:
+def build_ids(path: Path, ids: Iterable[str], *, first: int = 0) -> None:
     """Write the id table of passages given in ordinal order.
 
     Memory is bounded: the ids are written to a scratch file beside ``path``, sorted by SQLite in
@@ -29,6 +29,7 @@ def build_ids(path: Path, ids: Iterable[str]) -> None:
     Args:
         path: The file; it appears when it is whole.
         ids: Every passage's id.
+        first: Ordinal of the first one.
 
     Raises:
         InputError: Two passages have the same id.
@@ -41,7 +42,7 @@ def build_ids(path: Path, ids: Iterable[str]) -> None:
     try:
         staging = _create(scratch, _STAGING)
         try:
-            rows = ((id_.encode(), ordinal) for ordinal, id_ in enumerate(ids))
+            rows = ((id_.encode(), ordinal) for ordinal, id_ in enumerate(ids, first))
             staging.executemany("INSERT INTO staging VALUES (?, ?)", rows)
             _refuse_twins(staging)
             table = _create(whole, _TABLE)

@@ -7,8 +7,10 @@ import os
 import resource
 import stat
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar
@@ -18,47 +20,17 @@ import numpy as np
 from btr import files
 from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
-from btr.store.format import (
-    IDS,
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    RETRIEVAL,
-    Manifest,
-    PassageState,
-    mapping_difference,
-    shard_name,
-)
+from btr.store.format import Manifest, PassageState, mapping_difference
+from btr.store.generations import Lease
 from btr.store.ids import IdTable
+from btr.store.names import removed_name, shard_name
+from btr.store.removed import load_removed
+from btr.store.shard import StateRecord
 from btr.store.shard_file import ShardFile
 
 MAX_OPEN_SHARDS = 256
 
 T = TypeVar("T")
-
-
-def load_manifest(path: Path) -> Manifest:
-    """Read and check the manifest of the store at ``path``.
-
-    Raises:
-        UsageError: There is no store.
-        CorruptError: The manifest is damaged.
-        IncompatibleError: A newer version wrote it.
-    """
-    with files.explaining(path):
-        is_folder = path.is_dir()
-    if not is_folder:
-        building = path.with_name(path.name + ".building")
-        if building.is_dir():
-            raise UsageError("this store is not finished", where=str(path),
-                             todo="finish it with `btr index ... --resume`")  # fmt: skip
-        raise UsageError("no store here", where=str(path), expected="a folder",
-                         found="a file" if path.exists() else "",
-                         todo="build one with `btr index`")  # fmt: skip
-    file = path / MANIFEST
-    if not os.path.lexists(file):
-        raise UsageError("this folder is not a store", where=str(path), expected=MANIFEST,
-                         todo="name a folder that `btr index` has made")  # fmt: skip
-    return Manifest.decode(files.read_file(file, MAX_MANIFEST_BYTES), file)
 
 
 def check_files(path: Path, manifest: Manifest) -> Iterator[CorruptError]:
@@ -84,23 +56,30 @@ def check_files(path: Path, manifest: Manifest) -> Iterator[CorruptError]:
 
 
 class TokenStore:
-    """An open store. Threads may share it; so may processes, each by opening it.
+    """One generation of a store, open. Threads may share it; so may processes, each by opening it.
 
-    Shards are opened when they are first read, and only so many at a time. Files are read by
-    ``pread``: a file that is cut off while in use gives an error, not a dead process.
+    What is committed later is not seen: open the store again. Shards are opened when they are first
+    read, and only so many at a time. Files are read by ``pread``: a file that is cut off while in
+    use gives an error, not a dead process.
 
     Attributes:
         path: The folder.
         manifest: What it says of itself.
+        removed: Ordinals of removed passages, ascending.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, lease: Lease) -> None:
+        self.path, self.manifest, self._lease = path, lease.manifest, lease
+        manifest = lease.manifest
         self._spec, self._store_id = manifest.spec, manifest.spec.store_id
-        self._shard_size = manifest.spec.passages_per_shard
         self._entries = {entry.name: entry for entry in manifest.files}
-        self._ids = IdTable(path / IDS)
-        self._ids_whole = False
+        self._starts = [0, *accumulate(shard.passages for shard in manifest.shards)]
+        self.removed = np.empty(0, np.int64)
+        if manifest.removed:
+            entry = self._entries[removed_name(manifest.generation)]
+            self.removed = load_removed(path / entry.name, manifest, entry.bytes)
+        self._ids = {name: IdTable(path / name) for name in manifest.id_tables}
+        self._ids_whole: set[str] = set()
         self._lock = threading.Lock()
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         # Other parts of the process need descriptors too; -1 means that there is no limit.
@@ -122,12 +101,16 @@ class TokenStore:
             IncompatibleError: Another reader's store, or a newer format.
         """
         path = Path(path)
-        manifest = load_manifest(path)
-        for error in check_files(path, manifest):
-            raise error
-        store = cls(path, manifest)
-        if fingerprint is not None:
-            store.require(fingerprint)
+        lease = Lease(path)
+        try:
+            for error in check_files(path, lease.manifest):
+                raise error
+            store = cls(path, lease)
+            if fingerprint is not None:
+                store.require(fingerprint)
+        except BaseException:
+            lease.release()
+            raise
         return store
 
     def require(self, fingerprint: Mapping[str, str]) -> None:
@@ -146,12 +129,18 @@ class TokenStore:
             )  # fmt: skip
 
     def __len__(self) -> int:
-        return self.manifest.passages
+        """Ordinals, those of removed passages among them."""
+        return self._starts[-1]
 
     @property
-    def retrieval_folder(self) -> Path:
-        """Where the retrieval indexes are."""
-        return self.path / RETRIEVAL
+    def lexical_folders(self) -> list[Path]:
+        """Where the lexical indexes are, in the order of their passages' ordinals."""
+        return [self.path / name for name in self.manifest.lexical_folders]
+
+    def is_removed(self, ordinal: int) -> bool:
+        """Whether a passage counts no more."""
+        place = int(np.searchsorted(self.removed, ordinal))
+        return place < len(self.removed) and int(self.removed[place]) == ordinal
 
     def states(self, ordinals: Iterable[SupportsIndex]) -> list[PassageState]:
         """States of passages, in the order asked for; their rows are read-only.
@@ -164,6 +153,10 @@ class TokenStore:
             CorruptError: A record is damaged.
         """
         return self._fetch(ordinals, ShardFile.state)
+
+    def state_records(self, ordinals: Iterable[SupportsIndex]) -> list[StateRecord]:
+        """States as they are stored; arguments and errors as for :meth:`states`."""
+        return self._fetch(ordinals, ShardFile.state_record)
 
     def passages(self, ordinals: Iterable[SupportsIndex]) -> list[Passage]:
         """Passages in the order asked for; arguments and errors as for :meth:`states`."""
@@ -181,27 +174,28 @@ class TokenStore:
                 expected=f"an ordinal from 0 to {len(self) - 1}", found=str(bad),
             )  # fmt: skip
         results: list[Any] = [None] * len(wanted)
-        first, shard = -self._shard_size, None
+        first = end = 0
         for ordinal, place in wanted:
-            if shard is None or ordinal - first >= self._shard_size:
-                number = ordinal // self._shard_size
-                first, shard = number * self._shard_size, self._shard(number)
+            if ordinal >= end:
+                index = bisect_right(self._starts, ordinal) - 1
+                first, end, shard = self._starts[index], self._starts[index + 1], self._shard(index)
             results[place] = read(shard, ordinal - first)
         return results
 
-    def _shard(self, number: int) -> ShardFile:
+    def _shard(self, index: int) -> ShardFile:
         with self._lock:
-            shard = self._open.get(number)
+            shard = self._open.get(index)
             if shard is not None:
-                self._open.move_to_end(number)
+                self._open.move_to_end(index)
                 return shard
             # Make room first: the bound holds at every moment.
             while len(self._open) >= self._most_open:
                 self._open.popitem(last=False)
-            name = shard_name(number)
-            shard = self._open[number] = ShardFile(
-                self.path / name, self._spec, self._store_id, number,
-                self.manifest.shard_passages(number), self._entries[name].bytes,
+            entry = self.manifest.shards[index]
+            name = shard_name(entry.number)
+            shard = self._open[index] = ShardFile(
+                self.path / name, self._spec, self._store_id, entry.number, entry.passages,
+                self._entries[name].bytes,
             )  # fmt: skip
             return shard
 
@@ -209,44 +203,60 @@ class TokenStore:
         """The ordinal of the passage with this id.
 
         Raises:
-            InputError: No passage has it.
-            CorruptError: The id table is damaged.
+            InputError: No passage has it, or it was removed.
+            CorruptError: An id table is damaged.
         """
-        found = self._ids.find(passage_id)
-        if found is None:
-            self._check_ids()
-            raise InputError("no passage has this id", where=repr(passage_id)[:600],
-                             todo="check the id")  # fmt: skip
-        if not 0 <= found < len(self) or self.passages([found])[0].id != passage_id:
-            raise CorruptError("damaged id table", where=str(self.path / IDS))
-        return found
+        for name, table in self._ids.items():
+            found = table.find(passage_id)
+            if found is None:
+                self._check_ids(name)
+            elif not 0 <= found < len(self) or self.passages([found])[0].id != passage_id:
+                raise CorruptError("damaged id table", where=str(self.path / name))
+            elif not self.is_removed(found):
+                return found
+        raise InputError("no passage has this id", where=repr(passage_id)[:600],
+                         todo="check the id")  # fmt: skip
 
-    def _check_ids(self) -> None:
+    def _check_ids(self, name: str) -> None:
         """Believe "no such id" only of a table whose digest has been checked (once)."""
-        if not self._ids_whole:
-            entry = self._entries[IDS]
-            if files.digest_file(self.path / IDS, entry.bytes) != entry.sha256:
-                raise CorruptError("damaged id table", where=str(self.path / IDS),
+        if name not in self._ids_whole:
+            entry = self._entries[name]
+            if files.digest_file(self.path / name, entry.bytes) != entry.sha256:
+                raise CorruptError("damaged id table", where=str(self.path / name),
                                    expected=entry.sha256, found="another digest")  # fmt: skip
-            self._ids_whole = True
+            self._ids_whole.add(name)
 
     def iter_passages(self) -> Iterator[Passage]:
-        """All passages in ordinal order."""
-        for number in range(self.manifest.shards):
-            shard = self._shard(number)
-            for record in range(self.manifest.shard_passages(number)):
+        """All passages in ordinal order, removed ones among them."""
+        for index, entry in enumerate(self.manifest.shards):
+            shard = self._shard(index)
+            for record in range(entry.passages):
                 yield shard.passage(record)
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Dense vectors shard by shard, in ordinal order: int8 ``[n, dense_dim]``, read-only."""
-        for number in range(self.manifest.shards):
-            yield self._shard(number).vectors()
+        for index in range(len(self.manifest.shards)):
+            yield self._shard(index).vectors()
+
+    def vectors_of(self, ordinals: Sequence[int]) -> np.ndarray:
+        """Dense vectors of passages, int8 ``[n, dense_dim]``, in ascending order of ordinals."""
+        parts = []
+        for index, (first, end) in enumerate(pairwise(self._starts)):
+            inside = [ordinal - first for ordinal in ordinals if first <= ordinal < end]
+            if inside:
+                parts.append(self._shard(index).vectors()[inside])
+        return np.concatenate(parts)
 
     def close(self) -> None:
-        """Let go of all open files; the store opens them again if it is used again."""
+        """Let go of all open files and of the lease.
+
+        A closed store opens its files again if it is used, as long as nobody has changed the store.
+        """
+        self._lease.release()
         with self._lock:
             self._open.clear()
-        self._ids.close()
+        for table in self._ids.values():
+            table.close()
 
     def __enter__(self) -> TokenStore:
         return self

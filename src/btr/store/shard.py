@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -22,6 +23,7 @@ from btr.store.format import VERSION, PassageState, StoreSpec
 MAGIC = b"\x89BTR\r\n\x1a\n"
 HEADER_BYTES = 256
 STATE_TABLE, PASSAGE_TABLE, VECTORS, PASSAGES, STATES = SECTIONS = (1, 2, 3, 4, 5)
+REMOVED = 8  # not a section of a shard: the seed of a file of its own
 MAX_RECORD_BYTES = 64 << 20
 MAX_ID_BYTES = 512
 TRUNCATED = 1  # flag of a state record
@@ -227,9 +229,49 @@ def decode_passage(record: bytes) -> Passage | None:
     return Passage(id_, text, title, document, start)
 
 
-def state_record_bytes(state: PassageState) -> int:
-    """Length of a state record."""
-    return _STATE.size + state.rows.nbytes + _CRC.size
+class StateRecord(NamedTuple):
+    """A state record without its CRC: what stays the same wherever it stands.
+
+    Attributes:
+        head: 16 bytes.
+        body: Rows, or what they are coded as; one byte an item.
+    """
+
+    head: bytes
+    body: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the passage."""
+        tokens: int = _STATE.unpack(self.head)[0]
+        return tokens
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the passage had more tokens than the reader's budget."""
+        return bool(_STATE.unpack(self.head)[2] & TRUNCATED)
+
+    @property
+    def size(self) -> int:
+        """Bytes with the CRC."""
+        return len(self.head) + self.body.nbytes + _CRC.size
+
+    def encode(self, seed: int) -> bytes:
+        """The bytes at a place with this seed."""
+        return with_crc(seed, self.head, self.body.tobytes())
+
+    @classmethod
+    def of(cls, record: bytes) -> StateRecord:
+        """The record of bytes whose CRC matches."""
+        end = len(record) - _CRC.size
+        body: np.ndarray = np.frombuffer(record[_STATE.size : end], np.uint8)
+        return cls(record[: _STATE.size], body)
+
+
+def state_record(state: PassageState) -> StateRecord:
+    """The record of a state that :func:`check_state` has passed."""
+    flags = TRUNCATED if state.truncated else 0
+    return StateRecord(_STATE.pack(len(state.rows), state.text_start, flags, 0), state.rows)
 
 
 def check_state(state: PassageState, row_bytes: int) -> None:
@@ -247,16 +289,8 @@ def check_state(state: PassageState, row_bytes: int) -> None:
     if not 0 <= state.text_start <= len(rows):
         raise UsageError("text start of a passage state out of range",
                          expected=f"0 to {len(rows)}", found=str(state.text_start))  # fmt: skip
-    if state_record_bytes(state) > MAX_RECORD_BYTES:
+    if state_record(state).size > MAX_RECORD_BYTES:
         raise UsageError("passage state over 64 MiB", found=f"{len(rows)} tokens")
-
-
-def encode_state(seed: int, state: PassageState) -> bytes:
-    """A state record of a state that :func:`check_state` has passed."""
-    flags = TRUNCATED if state.truncated else 0
-    return with_crc(
-        seed, _STATE.pack(len(state.rows), state.text_start, flags, 0), state.rows.tobytes()
-    )
 
 
 def decode_state(record: bytes, row_bytes: int) -> PassageState | None:

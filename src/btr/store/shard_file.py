@@ -22,15 +22,14 @@ from btr.store.shard import (
     STATES,
     VECTORS,
     ShardHeader,
+    StateRecord,
     crc_matches,
     decode_passage,
     decode_state,
     decode_table,
     encode_passage,
-    encode_state,
     encode_table,
     section_seed,
-    state_record_bytes,
     table_bytes,
     vectors_bytes,
     with_crc,
@@ -43,7 +42,7 @@ def write_shard_file(
     store_id: bytes,
     shard: int,
     passages: Sequence[Passage],
-    states: Sequence[PassageState],
+    states: Sequence[StateRecord],
     vectors: np.ndarray,
 ) -> ShardCommit:
     """Write one whole shard; states are written one by one, never gathered in memory.
@@ -54,7 +53,7 @@ def write_shard_file(
         store_id: ``spec.store_id``.
         shard: The shard's number.
         passages: At least one.
-        states: One a passage, each passed by :func:`~btr.store.shard.check_state`.
+        states: One a passage.
         vectors: int8 ``[n, dense_dim]``.
 
     Returns:
@@ -70,11 +69,11 @@ def write_shard_file(
         for kind in (STATE_TABLE, PASSAGE_TABLE, VECTORS, PASSAGES, STATES)
     }
     texts = [encode_passage(seeds[PASSAGES] ^ i, passage) for i, passage in enumerate(passages)]
-    text_bytes, state_bytes = [len(t) for t in texts], [state_record_bytes(s) for s in states]
+    text_bytes, state_bytes = [len(text) for text in texts], [state.size for state in states]
     header = ShardHeader(
         store_id, shard, n, spec.row_bytes, spec.dense_dim,
-        truncated=sum(bool(s.truncated) for s in states),
-        tokens=sum(len(s.rows) for s in states),
+        truncated=sum(state.truncated for state in states),
+        tokens=sum(state.tokens for state in states),
         section_bytes=(
             table_bytes(n), table_bytes(n), vectors_bytes(n, spec.dense_dim), sum(text_bytes),
             sum(state_bytes),
@@ -88,7 +87,7 @@ def write_shard_file(
         for text in texts:
             new.write(text)
         for i, state in enumerate(states):
-            new.write(encode_state(seeds[STATES] ^ i, state))
+            new.write(state.encode(seeds[STATES] ^ i))
         new.commit()
         digest = new.digest.hexdigest()
     return ShardCommit(
@@ -157,14 +156,22 @@ class ShardFile:
         if self._fd >= 0:
             self._close(self._fd)
 
-    def state(self, record: int) -> PassageState:
-        """The state of one passage of this shard, its rows a read-only view."""
+    def state_record(self, record: int) -> StateRecord:
+        """The state of one passage as it is stored."""
+        return StateRecord.of(self._state_bytes(record))
+
+    def _state_bytes(self, record: int) -> bytes:
         start = self._states[record]
         data = files.read_exact(
             self._fd, self._states[record + 1] - start, self._state_base + start, self.path
         )
         if not crc_matches(self._state_seed ^ record, data):
             raise self._damaged("state", record)
+        return data
+
+    def state(self, record: int) -> PassageState:
+        """The state of one passage of this shard, its rows a read-only view."""
+        data = self._state_bytes(record)
         state = decode_state(data, self._row_bytes)
         if state is None:
             raise self._damaged("state", record)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from btr.files import file_size
-from btr.store.format import IDS, MANIFEST, REJECTS, Manifest
+from btr.store.format import Manifest
+from btr.store.names import manifest_name
 from btr.store.shard import HEADER_BYTES
 
 CONTINUOUS_BYTES = 4
@@ -65,20 +66,22 @@ def store_sizes(path: Path, manifest: Manifest) -> StoreSizes:
         manifest: Its manifest.
     """
     other = {entry.name: entry.bytes for entry in manifest.files}
-    headers = HEADER_BYTES * manifest.shards
+    headers = HEADER_BYTES * len(manifest.shards)
     # A shard's two tables have one entry a passage each and are equally long.
     table = (manifest.parts["tables"] - headers) // 2
-    rejects = other.get(REJECTS, 0)
-    shards = sum(manifest.parts.values())
+    beside = {
+        kind: sum(size for name, size in other.items() if name.startswith(kind))
+        for kind in ("ids", "rejects", "removed", "retrieval")
+    }
     scales = manifest.tokens * manifest.spec.scale_bytes
     return StoreSizes(
         bits=manifest.parts["states"] + table - scales,
         scales=scales,
         refs=0,
         codebook=0,
-        index=manifest.parts["vectors"] + sum(other.values()) - shards - other[IDS] - rejects,
-        text=manifest.parts["passages"] + table + other[IDS] + rejects,
-        manifest=file_size(path / MANIFEST) + headers,
+        index=manifest.parts["vectors"] + beside["retrieval"],
+        text=manifest.parts["passages"] + table + beside["ids"] + beside["rejects"],
+        manifest=file_size(path / manifest_name(manifest.generation)) + headers + beside["removed"],
         tokens=manifest.tokens,
         dim=manifest.spec.dim,
     )

@@ -7,7 +7,8 @@ keeps the former, deletes the latter, and ends in the same bytes as one never in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -16,108 +17,104 @@ import numpy as np
 from btr import files
 from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
+from btr.store.building import BUILD, COMMITS, Building, Derive
 from btr.store.format import (
-    IDS,
-    MANIFEST,
     MAX_MANIFEST_BYTES,
     PARTS,
-    REJECTS,
-    RETRIEVAL,
-    SHARDS,
-    FileEntry,
+    BuildPlan,
     Manifest,
     PassageState,
     ShardCommit,
+    ShardEntry,
     StoreSpec,
     check_counts,
     decode_commit,
-    decode_spec,
     encode_commit,
-    encode_spec,
-    shard_name,
     spec_difference,
 )
 from btr.store.ids import build_ids
+from btr.store.names import (
+    SHARDS,
+    ids_name,
+    manifest_name,
+    rejects_name,
+    shard_name,
+)
 from btr.store.reader import check_files
-from btr.store.shard import check_state
+from btr.store.shard import check_state, state_record
 from btr.store.shard_file import ShardFile, write_shard_file
 
-BUILDING = ".building"  # ends the name of the folder where a store is built
-LOCK = ".lock"
-BUILD = "build.json"
-COMMITS = "commits"
-
-Derive = Callable[[Path, Iterator[Passage]], None]
+UNBOUND = ("btr", "reader")
+"""Settings that may differ where passages are added: what made the states is in the fingerprint."""
 
 
 class StoreWriter:
-    """The one writer of an unfinished store; a context manager that holds its lock.
+    """The one writer of a new store, or of an addition to one; a context manager.
 
     Make one with :meth:`create`, call :meth:`write_shard` for passages from :attr:`committed` on,
     then :meth:`finish`. After an error, or without ``finish``, what was committed stays for a later
-    ``create(..., resume=True)``.
+    ``create(..., resume=True)``. An addition is a generation of its own: shards, id table and
+    lexical index of the new passages stand beside those of the generations before.
+
+    Attributes:
+        base: The generation that is added to; None for a new store.
     """
 
-    def __init__(self, target: Path, spec: StoreSpec, lock: files.FileLock) -> None:
-        self._target, self._spec, self._lock = target, spec, lock
-        self._store_id = spec.store_id
-        self._root = _beside(target, BUILDING)
+    def __init__(self, building: Building, spec: StoreSpec) -> None:
+        self._building, self._spec = building, spec
+        self._root, self.base = building.root, building.base
+        self._store_id = (self.base.spec if self.base else spec).store_id
+        self._first_shard = self.base.shards[-1].number + 1 if self.base else 0
+        self._first_ordinal = self.base.ordinals if self.base else 0
         self._commits: list[ShardCommit] = []  # about 1 KB for each 2048 passages
         self._manifest: Manifest | None = None
         self._published = False
 
     @classmethod
-    def create(cls, path: Path | str, spec: StoreSpec, *, resume: bool = False) -> StoreWriter:
-        """Begin a store, or go on with one that was interrupted.
+    def create(
+        cls, path: Path | str, spec: StoreSpec, *, resume: bool = False, add: bool = False
+    ) -> StoreWriter:
+        """Begin a store or an addition, or go on with one that was interrupted.
 
         Args:
             path: The store's folder. Work is done beside it, in ``<path>.building``.
-            spec: What is to be built.
+            spec: What is to be built; for an addition all but its sources is the store's.
             resume: Go on with ``<path>.building`` if there is one.
+            add: To a store that is there.
 
         Raises:
-            UsageError: ``path`` exists, its parent doesn't, or an unfinished build is there and
-                ``resume`` was not asked for.
-            IncompatibleError: The unfinished build has another spec; the field is named.
+            UsageError: ``path`` exists (or, to be added to, does not), its parent doesn't, or an
+                unfinished build is there and ``resume`` was not asked for.
+            IncompatibleError: The unfinished build, or the store, has another spec; the field is
+                named.
             LockedError: Another process is building the same store.
             CorruptError: The unfinished build's own record of what it is is damaged.
             ResourceError: No space.
         """
-        # Not Path.resolve(): the target may be named through a link, but is not one itself.
-        target = Path(os.path.abspath(path))
-        if not target.name or "\0" in str(target):
-            raise UsageError("not a name for a store", where=repr(str(path)))
-        with files.explaining(target):
-            parent_exists = target.parent.is_dir()
-        if not parent_exists:
-            raise UsageError("the folder for the store does not exist", where=str(target.parent),
-                             todo="make it first")  # fmt: skip
-        lock = files.FileLock(_beside(target, LOCK))
+        building = Building(path, change=add)
         try:
-            writer = cls(target, spec, lock)
+            writer = cls(building, spec)
             writer._begin(resume)
         except BaseException:
-            lock.release()
+            building.close()
             raise
         return writer
 
     @property
     def committed(self) -> int:
-        """Passages in whole, committed shards."""
+        """Passages in whole, committed shards of this build."""
         if self._manifest is not None:
-            return self._manifest.passages
+            return self._manifest.ordinals - self._first_ordinal
         return sum(commit.passages for commit in self._commits)
 
     def discard(self) -> None:
         """Remove the unfinished build; for one that has come to nothing."""
         if not self._published:
-            files.remove_tree(self._root)
-            with files.explaining(self._root):
-                files.ops.rmdir(self._root)
+            self._building.discard()
 
     def close(self) -> None:
         """Give the lock back."""
-        self._lock.release()
+        self._building.close()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -133,44 +130,79 @@ class StoreWriter:
     # -- beginning ----------------------------------------------------------------------------
 
     def _begin(self, resume: bool) -> None:
-        if os.path.lexists(self._target):
-            raise UsageError("the target exists", where=str(self._target),
+        target, root = self._building.target, self._root
+        if self.base is None and os.path.lexists(target):
+            raise UsageError("the target exists", where=str(target),
                              todo="choose another name, or remove it first")  # fmt: skip
-        if not os.path.lexists(self._root):
-            files.make_folder(self._root)
+        if not os.path.lexists(root):
+            files.make_folder(root)
         elif not resume:
-            raise UsageError("an unfinished build is here", where=str(self._root),
+            raise UsageError("an unfinished build is here", where=str(root),
                              todo="go on with it by --resume, or remove it")  # fmt: skip
-        elif self._root.is_symlink() or not self._root.is_dir():
-            raise UsageError("not a folder", where=str(self._root), todo="move it away")
+        elif root.is_symlink() or not root.is_dir():
+            raise UsageError("not a folder", where=str(root), todo="move it away")
         started = self._load()
+        if self._manifest is None:
+            self._require_base()
         if not started:
-            files.write_file(self._root / BUILD, encode_spec(self._spec))
-        files.remove_tree(self._root, self._kept())
+            plan = BuildPlan(self._spec, self._building.generation, self._first_ordinal)
+            files.write_file(root / BUILD, plan.encode())
+        files.remove_tree(root, self._kept())
         if self._manifest is None:
             for name in (SHARDS, COMMITS):
-                files.make_folder(self._root / name)
+                files.make_folder(root / name)
+
+    def _require_base(self) -> None:
+        """Refuse to add what the store's reader, or these settings, did not make."""
+        if self.base is None:
+            return
+        theirs = self.base.spec
+        free = {name: theirs.settings[name] for name in UNBOUND if name in theirs.settings}
+        mine = replace(
+            self._spec,
+            sources_digest=theirs.sources_digest,
+            settings={**self._spec.settings, **free},
+        )
+        found = spec_difference(mine, theirs)
+        if found is not None:
+            name, ours, stores = found
+            raise IncompatibleError(
+                f"passages cannot be added with another {name}", where=str(self._building.target),
+                expected=stores, found=ours, todo="use the reader and settings of the store",
+            )  # fmt: skip
 
     def _load(self) -> bool:
         """Read what an earlier run left; False if it left nothing, not even its spec."""
-        if os.path.lexists(self._root / MANIFEST):
-            file = self._root / MANIFEST
-            manifest = Manifest.decode(files.read_file(file, MAX_MANIFEST_BYTES), file)
-            self._require(manifest.spec)
-            for error in check_files(self._root, manifest):
-                raise error
-            self._manifest = manifest
-            return True
         file = self._root / BUILD
-        if not os.path.lexists(file):
+        plan = None
+        if os.path.lexists(file):
+            plan = BuildPlan.decode(files.read_file(file, MAX_MANIFEST_BYTES), file)
+            self._require(plan.spec)
+            # Where the addition has been published already, the base is the addition itself.
+            self._first_ordinal = plan.first
+        sealed = self._building.sealed()
+        if sealed is not None:
+            if self.base is None:
+                self._require(sealed.spec)
+                for error in check_files(self._root, sealed):
+                    raise error
+            self._manifest = sealed
+            return True
+        if plan is None:
             others = {name for name, _ in files.list_tree(self._root)} - {BUILD + files.TEMPORARY}
             if others:
                 raise UsageError("this folder is not an unfinished build", where=str(self._root),
                                  found=", ".join(sorted(others)[:3]),
                                  todo="move it away")  # fmt: skip
             return False
-        self._require(decode_spec(files.read_file(file, MAX_MANIFEST_BYTES), file))
-        while (commit := self._load_commit(len(self._commits))) is not None:
+        if plan.generation != self._building.generation:
+            raise IncompatibleError(
+                "the store was changed since this addition was begun", where=str(self._root),
+                expected=f"generation {plan.generation - 1}",
+                found=str(self._building.generation - 1),
+                todo="remove it and add again",
+            )  # fmt: skip
+        while (commit := self._load_commit(self._first_shard + len(self._commits))) is not None:
             self._commits.append(commit)
             if commit.passages < self._spec.passages_per_shard:
                 break
@@ -179,7 +211,10 @@ class StoreWriter:
     def _kept(self) -> frozenset[str]:
         """The files of the building folder that count; all others are leftovers."""
         if self._manifest is not None:
-            return frozenset({MANIFEST, *(entry.name for entry in self._manifest.files)})
+            names = {entry.name for entry in self._manifest.files}
+            if self.base is not None:
+                names.add(BUILD)
+            return frozenset({manifest_name(self._manifest.generation), *names})
         numbers = [commit.shard for commit in self._commits]
         return frozenset({BUILD, *map(shard_name, numbers), *map(_commit_name, numbers)})
 
@@ -244,105 +279,100 @@ class StoreWriter:
                              found=f"{vectors.dtype} {list(vectors.shape)}")  # fmt: skip
         for state in states:
             check_state(state, spec.row_bytes)
-        shard = len(self._commits)
+        shard = self._first_shard + len(self._commits)
         commit = write_shard_file(
-            self._root / shard_name(shard), spec, self._store_id, shard, passages, states, vectors
-        )
+            self._root / shard_name(shard), spec, self._store_id, shard, passages,
+            [state_record(state) for state in states], vectors,
+        )  # fmt: skip
         files.write_file(self._root / _commit_name(shard), encode_commit(commit))
         self._commits.append(commit)
 
     # -- finishing ----------------------------------------------------------------------------
 
     def finish(
-        self, counts: Mapping[str, int], derive: Derive | None, rejects: Path | None
+        self,
+        counts: Mapping[str, int],
+        derive: Derive | None,
+        rejects: Path | None,
+        *,
+        replaced: Sequence[int] = (),
     ) -> Manifest:
-        """Index the stored passages, seal the store and give it its name.
+        """Index the stored passages, seal the generation and make it the current one.
 
-        May be repeated after an error or a crash; a store that was sealed already is only named.
+        May be repeated after an error or a crash; what was sealed already is only published.
 
         Args:
-            counts: What ingestion counted, for the manifest.
-            derive: Gets an empty folder and all stored passages in ordinal order (read back and
-                checked), and writes the retrieval indexes there.
+            counts: What ingestion counted, for the manifest; added to the store's.
+            derive: Gets the empty folder of the lexical index, all passages of this build in
+                ordinal order (read back and checked), and the first one's ordinal; writes the index
+                there.
             rejects: A file to keep with the store as ``rejects.jsonl``.
+            replaced: Ordinals of passages that are removed with this addition.
 
         Returns:
-            The manifest of the finished store.
+            The manifest of the new generation.
 
         Raises:
             InputError: There are no passages, or two with the same id.
             UsageError: The target has appeared meanwhile, ``counts`` are not counts, or ``derive``
                 wrote what does not belong into a store.
+            LockedError: Another process has changed the store, where locks do not work.
             CorruptError: A passage cannot be read back.
             ResourceError: No space; committed shards are intact.
         """
         if self._published:
-            raise UsageError("this store is finished", where=str(self._target))
+            raise UsageError("this store is finished", where=str(self._building.target))
         check_counts(counts)
         if self._manifest is None:
-            self._manifest = self._seal(counts, derive, rejects)
+            self._manifest = self._seal(counts, derive, rejects, replaced)
         files.remove_tree(self._root, self._kept())
-        files.sync_folder(self._root)
-        if os.path.lexists(self._target):  # rename would silently replace an empty folder
-            raise UsageError("the target has appeared meanwhile", where=str(self._target),
-                             todo="remove it and run again with --resume")  # fmt: skip
-        files.rename(self._root, self._target)
+        self._building.publish(self._manifest)
         self._published = True
+        if self.base is not None:
+            self._building.collect()
         self.close()
         return self._manifest
 
     def _seal(
-        self, counts: Mapping[str, int], derive: Derive | None, rejects: Path | None
+        self,
+        counts: Mapping[str, int],
+        derive: Derive | None,
+        rejects: Path | None,
+        replaced: Sequence[int],
     ) -> Manifest:
         if not self._commits:
-            raise InputError("no passages to store", where=str(self._target),
+            raise InputError("no passages to store", where=str(self._building.target),
                              todo="check the sources")  # fmt: skip
         files.remove_tree(self._root, self._kept())
-        derived = self._derive(derive)
-        build_ids(self._root / IDS, (passage.id for passage in self._stored()))
-        others = [IDS, *derived]
+        base, generation, commits = self.base, self._building.generation, self._commits
+        written = [shard_name(commit.shard) for commit in commits]
+        if derive is not None:
+            written += self._building.derive(derive, self._stored(), self._first_ordinal)
+        ids = (passage.id for passage in self._stored())
+        build_ids(self._root / ids_name(generation), ids, first=self._first_ordinal)
+        written.append(ids_name(generation))
         if rejects is not None:
-            files.copy_file(rejects, self._root / REJECTS)
-            others.append(REJECTS)
-        entries = [FileEntry(shard_name(c.shard), c.bytes, c.sha256) for c in self._commits]
-        for name in others:
-            size = files.file_size(self._root / name)
-            entries.append(FileEntry(name, size, files.digest_file(self._root / name, size)))
-        commits = self._commits
+            files.copy_file(rejects, self._root / rejects_name(generation))
+            written.append(rejects_name(generation))
         manifest = Manifest(
-            self._spec,
-            self.committed,
-            sum(c.tokens for c in commits),
-            sum(c.truncated for c in commits),
-            {part: sum(c.parts[part] for c in commits) for part in PARTS},
-            dict(counts),
-            tuple(sorted(entries, key=lambda entry: entry.name)),
+            base.spec if base else self._spec,
+            generation,
+            (*(base.shards if base else ()), *(ShardEntry(c.shard, c.passages) for c in commits)),
+            tokens=sum(c.tokens for c in commits) + (base.tokens if base else 0),
+            truncated=sum(c.truncated for c in commits) + (base.truncated if base else 0),
+            removed=0,
+            parts={
+                part: sum(c.parts[part] for c in commits) + (base.parts[part] if base else 0)
+                for part in PARTS
+            },
+            counts=_added(base.counts, counts) if base else dict(counts),
+            compression=base.compression if base else {},
+            files=(),
         )
-        data = manifest.encode()
-        try:
-            # Nothing is sealed that could not be opened: a bad name from `derive`, say.
-            Manifest.decode(data, self._root / MANIFEST)
-        except CorruptError as error:
-            raise UsageError(f"this store could not be opened again: {error.what}",
-                             expected=error.expected, found=error.found) from None  # fmt: skip
-        files.write_file(self._root / MANIFEST, data)
-        return manifest
-
-    def _derive(self, derive: Derive | None) -> list[str]:
-        """Have the retrieval indexes written; their names, all on disk for good."""
-        if derive is None:
-            return []
-        folder = self._root / RETRIEVAL
-        files.make_folder(folder)
-        with files.explaining(folder):
-            derive(folder, self._stored())
-        names = []
-        for name, is_folder in files.list_tree(folder):
-            files.sync_file(folder / name)
-            if not is_folder:
-                names.append(f"{RETRIEVAL}/{name}")
-        files.sync_folder(folder)
-        return names
+        removed = np.union1d(self._building.removed(), np.asarray(replaced, np.int64))
+        return self._building.seal(
+            manifest, written, kept=self._building.lasting_files(), removed=removed
+        )
 
     def _stored(self) -> Iterator[Passage]:
         """All committed passages in ordinal order, read back from the disk."""
@@ -355,8 +385,8 @@ class StoreWriter:
                 yield shard.passage(record)
 
 
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(target.name + suffix)
+def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    return {name: before.get(name, 0) + now.get(name, 0) for name in sorted({*before, *now})}
 
 
 def _commit_name(shard: int) -> str:

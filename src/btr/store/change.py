@@ -1,0 +1,173 @@
+"""Change a finished store: remove passages, and rewrite it without what was removed.
+
+Adding is building: see ``StoreWriter.create(..., add=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+
+from btr import files
+from btr.data.passages import Passage
+from btr.errors import UsageError
+from btr.store.building import Building, Derive, finish_change
+from btr.store.format import PARTS, Manifest, ShardCommit, ShardEntry
+from btr.store.ids import build_ids
+from btr.store.names import SHARDS, ids_name, shard_name
+from btr.store.reader import TokenStore
+from btr.store.shard_file import write_shard_file
+
+
+def remove_passages(path: Path | str, ordinals: Iterable[int]) -> Manifest:
+    """Commit a generation in which passages count no more.
+
+    Their bytes stay until :func:`compact`.
+
+    Args:
+        path: The store.
+        ordinals: Of the current generation; those that are removed already are no error.
+
+    Returns:
+        The manifest of the new generation, or of the current one if nothing changes.
+
+    Raises:
+        UsageError: An ordinal is out of range, all passages would go, or an addition is unfinished.
+        LockedError: Another process is changing the store.
+        ResourceError: No space; the store is as it was.
+    """
+    finish_change(Path(path))
+    building = Building(path, change=True)
+    try:
+        base = _base(building)
+        old = building.removed()
+        gone = np.union1d(old, np.asarray(sorted(ordinals), np.int64))
+        if len(gone) == len(old):
+            return base
+        if gone[0] < 0 or gone[-1] >= base.ordinals:
+            raise UsageError("no such passage", where=str(path),
+                             expected=f"an ordinal from 0 to {base.ordinals - 1}",
+                             found=str(gone[0] if gone[0] < 0 else gone[-1]))  # fmt: skip
+        if len(gone) == base.ordinals:
+            raise UsageError("a store cannot lose all its passages", where=str(path),
+                             todo="remove the folder")  # fmt: skip
+        building.start_over()
+        manifest = replace(base, generation=building.generation)
+        manifest = building.seal(manifest, [], kept=building.lasting_files(), removed=gone)
+        building.publish(manifest)
+        building.collect()
+        return manifest
+    finally:
+        building.close()
+
+
+def compact(
+    path: Path | str,
+    derive: Derive | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Rewrite a store without its removed passages, with one id table and one lexical index.
+
+    States are copied, not made again: every question gets the answer that a store built from these
+    passages alone would give.
+
+    Args:
+        path: The store.
+        derive: As for ``StoreWriter.finish``; None in a store without retrieval.
+        progress: Called with (passages written, passages in all).
+
+    Returns:
+        The manifest of the new generation, or of the current one if there is nothing to do.
+
+    Raises:
+        UsageError: An addition is unfinished.
+        LockedError: Another process is changing the store.
+        CorruptError: A record is damaged; the store is as it was.
+        ResourceError: No space; the store is as it was.
+    """
+    finish_change(Path(path))
+    building = Building(path, change=True)
+    try:
+        base = _base(building)
+        full = [shard.passages for shard in base.shards[:-1]]
+        if not base.removed and len(base.id_tables) == 1 and set(full) <= {
+            base.spec.passages_per_shard
+        }:  # fmt: skip
+            building.collect()
+            return base
+        building.start_over()
+        with TokenStore.open(building.target) as store:
+            manifest = _rewrite(building, store, derive, progress)
+        building.publish(manifest)
+        building.collect()
+        return manifest
+    finally:
+        building.close()
+
+
+def _rewrite(
+    building: Building,
+    store: TokenStore,
+    derive: Derive | None,
+    progress: Callable[[int, int], None],
+) -> Manifest:
+    base, root, generation = _base(building), building.root, building.generation
+    spec, store_id = base.spec, base.spec.store_id
+    files.make_folder(root / SHARDS)
+    kept = _kept_ordinals(base.ordinals, store.removed)
+    commits: list[ShardCommit] = []
+    done = 0
+    for number in count(base.shards[-1].number + 1):
+        group = list(islice(kept, spec.passages_per_shard))
+        if not group:
+            break
+        commits.append(
+            write_shard_file(
+                root / shard_name(number), spec, store_id, number, store.passages(group),
+                store.state_records(group), store.vectors_of(group),
+            )
+        )  # fmt: skip
+        done += len(group)
+        progress(done, base.passages)
+    written = [shard_name(commit.shard) for commit in commits]
+    ids = (passage.id for passage in _live(store))
+    build_ids(root / ids_name(generation), ids)
+    written.append(ids_name(generation))
+    if derive is not None and base.lexical_folders:
+        written += building.derive(derive, _live(store), 0)
+    dropped = (SHARDS, "ids", "removed", "retrieval")
+    manifest = replace(
+        base,
+        generation=generation,
+        shards=tuple(ShardEntry(c.shard, c.passages) for c in commits),
+        tokens=sum(c.tokens for c in commits),
+        truncated=sum(c.truncated for c in commits),
+        parts={part: sum(c.parts[part] for c in commits) for part in PARTS},
+    )
+    others = [entry for entry in base.files if not entry.name.startswith(dropped)]
+    return building.seal(manifest, written, kept=others)
+
+
+def _base(building: Building) -> Manifest:
+    assert building.base is not None  # noqa: S101 -- for the type checker: it is a change
+    return building.base
+
+
+def _kept_ordinals(ordinals: int, removed: np.ndarray) -> Iterator[int]:
+    gone = iter(removed.tolist())
+    skip = next(gone, None)
+    for ordinal in range(ordinals):
+        if ordinal == skip:
+            skip = next(gone, None)
+        else:
+            yield ordinal
+
+
+def _live(store: TokenStore) -> Iterator[Passage]:
+    for ordinal, passage in enumerate(store.iter_passages()):
+        if not store.is_removed(ordinal):
+            yield passage
