@@ -14,6 +14,8 @@ from btr.errors import IncompatibleError, InputError, RejectsError, UsageError
 from btr.indexing import IndexProgress, build_index
 from btr.readers.bert import BertReader
 from btr.retrieval.dense import Embedder, quantize
+from btr.retrieval.hybrid import HybridRetriever, build_indexes
+from btr.store.change import compact, remove_passages
 from btr.store.check import verify
 from btr.store.reader import TokenStore
 from btr.store.sizes import store_sizes
@@ -164,3 +166,68 @@ def test_a_plain_reader_stores_nothing(
     with pytest.raises(UsageError, match="a plain reader has no states to store"):
         build_index([source], tmp_path / "s", readers["plain"], embedder=embedder)
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def lines(*numbers: int, word: str = "long") -> str:
+    return "".join(
+        f'{{"id": "p{i}", "title": "T", "text": "It is {i} {word}."}}\n' for i in numbers
+    )
+
+
+def test_added_removed_and_compacted_equals_built_from_scratch(
+    tmp_path: Path, readers: dict[str, BertReader], embedder: Embedder
+) -> None:
+    reader, store = readers["btr"], tmp_path / "s"
+    (tmp_path / "one.jsonl").write_text(lines(0, 1, 2, 3, 4))
+    (tmp_path / "two.jsonl").write_text(lines(3, 5, 6, 7, 8, 9))
+    build_index([tmp_path / "one.jsonl"], store, reader, embedder=embedder, shard_passages=4)
+    manifest = build_index(
+        [tmp_path / "two.jsonl"], store, reader, embedder=embedder, shard_passages=4, add=True
+    )
+    assert manifest.counts["known"] == 1  # p3 was there
+    with TokenStore.open(store) as opened:
+        hits = HybridRetriever(opened, embedder).search("It is 9 long", 3)
+        assert opened.passages([hits[0].ordinal])[0].id == "p9"
+        gone = [opened.ordinal("p1"), opened.ordinal("p9")]
+    remove_passages(store, gone)
+    with TokenStore.open(store) as opened:
+        found = {hit.ordinal for hit in HybridRetriever(opened, embedder).search("It is 9", 50)}
+        assert len(found) == 8
+        assert not found & set(gone)
+    compact(store, build_indexes)
+    assert verify(store).ok
+    (tmp_path / "all.jsonl").write_text(lines(0, 2, 3, 4, 5, 6, 7, 8))
+    build_index([tmp_path / "all.jsonl"], tmp_path / "t", reader, embedder=embedder,
+                shard_passages=4)  # fmt: skip
+    with TokenStore.open(store) as mine, TokenStore.open(tmp_path / "t") as scratch:
+        texts = [[(p.id, p.title, p.text) for p in s.passages(range(8))] for s in (mine, scratch)]
+        assert texts[0] == texts[1]
+        for a, b in zip(mine.states(range(8)), scratch.states(range(8)), strict=True):
+            assert np.array_equal(a.rows, b.rows)
+        for question in ("It is 9 long", "what is 4?", "It"):
+            answers = [HybridRetriever(s, embedder).search(question, 5) for s in (mine, scratch)]
+            assert answers[0] == answers[1]
+
+
+def test_another_text_of_a_known_id_is_refused_or_replaces_it(
+    tmp_path: Path, source: Path, readers: dict[str, BertReader], embedder: Embedder
+) -> None:
+    reader, store = readers["btr"], tmp_path / "s"
+    build_index([source], store, reader, embedder=embedder, shard_passages=4)
+    (tmp_path / "new.jsonl").write_text(lines(2, 3) + lines(4, 11, word="wide"))
+    before = content(store)
+    with pytest.raises(InputError, match=r"another passage of this id: id 'p4'.*--replace"):
+        build_index([tmp_path / "new.jsonl"], store, reader, embedder=embedder, shard_passages=4,
+                    add=True)  # fmt: skip
+    assert content(store) == before
+    manifest = build_index([tmp_path / "new.jsonl"], store, reader, embedder=embedder,
+                           shard_passages=4, add=True, replace_known=True)  # fmt: skip
+    assert (manifest.passages, manifest.removed) == (11, 1)
+    with TokenStore.open(store) as opened:
+        (passage,) = opened.passages([opened.ordinal("p4")])
+    assert passage.text == "It is 4 wide."
+    (tmp_path / "new.jsonl").write_text(lines(2, 3))
+    again = build_index([tmp_path / "new.jsonl"], store, reader, embedder=embedder,
+                        shard_passages=4, add=True)  # fmt: skip
+    assert again == manifest  # nothing was new
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "new.jsonl", "s"]

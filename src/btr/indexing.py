@@ -15,12 +15,13 @@ from btr.data.ledger import Ledger
 from btr.data.passages import Passage
 from btr.data.plan import plan_sources
 from btr.data.sources import IngestOptions, read_passages
-from btr.errors import BtrError, UsageError
+from btr.errors import BtrError, InputError, UsageError
 from btr.readers.base import Reader
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import build_indexes
 from btr.store.format import Manifest, PassageState, StoreSpec
-from btr.store.names import REJECTS
+from btr.store.names import rejects_name
+from btr.store.reader import TokenStore
 from btr.store.writer import StoreWriter
 
 GROUP_PASSAGES = 256
@@ -62,23 +63,28 @@ def build_index(
     options: IngestOptions | None = None,
     max_rejects: int = 0,
     resume: bool = False,
+    add: bool = False,
+    replace_known: bool = False,
     progress: Callable[[IndexProgress], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
     shard_passages: int = SHARD_PASSAGES,
 ) -> Manifest:
-    """Read sources and build a store with a reader's states.
+    """Read sources and build a store with a reader's states, or add to one.
 
     Memory holds one shard of passages, whatever the size of the sources. A build that was killed
     goes on with ``resume`` and ends in the same bytes.
 
     Args:
         sources: Files and folders.
-        output: The store's folder; it appears when everything is in it.
+        output: The store's folder; it appears when everything is in it. To be added to, it must be
+            there; passages that it has already, by id and text, are passed over.
         reader: A ``btr`` or ``decomposed`` reader.
         embedder: For dense retrieval; None loads the default one.
         options: How sources are read.
         max_rejects: How many lines and documents may be unusable.
         resume: Go on with a build that was interrupted.
+        add: To a store that is there.
+        replace_known: A passage whose id the store has with another text takes its place.
         progress: Called now and then.
         note: Called at the end with lines about skipped files and the like.
         shard_passages: Passages in a shard.
@@ -87,8 +93,10 @@ def build_index(
         The manifest of the finished store.
 
     Raises:
-        UsageError: A plain reader, or ``output`` exists, or an unfinished build is there.
-        InputError: A source cannot be read, or there are no passages in the sources.
+        UsageError: A plain reader, or ``output`` exists (or, to be added to, does not), or an
+            unfinished build is there.
+        InputError: A source cannot be read, there are no passages in the sources, or the store has
+            another passage of the same id.
         IncompatibleError: The build to resume has other sources or settings.
         LockedError: Another process is building the same store.
         ResourceError: Out of disk or memory; what was committed is intact.
@@ -105,8 +113,9 @@ def build_index(
     digest = plan.digest(lambda done, total: report(source_bytes=done, total_bytes=total))
     embedder = embedder or Embedder()
     spec = _spec(reader, embedder, digest, options, shard_passages)
+    known = _Known(output, replace_known) if add else None
     rejects = output.with_name(output.name + ".rejects.jsonl")
-    with StoreWriter.create(output, spec, resume=resume) as writer:
+    with StoreWriter.create(output, spec, resume=resume, add=add) as writer:
         # Opened under the store's lock: two builds of one store must not share the file.
         with Ledger(rejects, max_rejects=max_rejects) as ledger:
             try:
@@ -115,6 +124,8 @@ def build_index(
                     plan, options=options, ledger=ledger,
                     progress=lambda done, total: report(source_bytes=done, total_bytes=total),
                 )  # fmt: skip
+                if known is not None:
+                    passages = known.others(passages)
                 # What is committed is read again and passed over: the account covers everything.
                 for shard in _batches(islice(passages, writer.committed, None), shard_passages):
                     states: list[PassageState] = []
@@ -134,12 +145,21 @@ def build_index(
                     files.remove(rejects)
         report(stage="indexing", source_bytes=state.total_bytes)
         counts = ledger.counts
-        manifest = writer.finish(counts, build_indexes, rejects if counts["rejected"] else None)
+        kept = rejects if counts["rejected"] else None
+        if known is None:
+            manifest = writer.finish(counts, build_indexes, kept)
+        elif writer.committed:
+            counts["known"] = known.count
+            manifest = writer.finish(counts, build_indexes, kept, replaced=known.replaced)
+        else:
+            manifest = known.manifest
+            writer.discard()
     files.remove(rejects)
     for line in _notes(ledger):
         note(line)
     if counts["rejected"]:
-        ledger.rejects = output / REJECTS  # where the error below is to send the user
+        # Where the error below is to send the user.
+        ledger.rejects = output / rejects_name(manifest.generation)
     ledger.check()
     return manifest
 
@@ -171,6 +191,50 @@ def _spec(
             **embedder.fingerprint,
         },
     )
+
+
+class _Known:
+    """The passages of a store that is added to.
+
+    Args:
+        store: The store's folder.
+        replace: Let another text of the same id take the old one's place.
+
+    Attributes:
+        count: Passages that were there already.
+        replaced: Ordinals of those whose place is taken.
+    """
+
+    def __init__(self, store: Path, replace: bool) -> None:
+        self._store, self._replace = TokenStore.open(store), replace
+        self.manifest = self._store.manifest
+        self.count = 0
+        self.replaced: list[int] = []
+
+    def others(self, passages: Iterator[Passage]) -> Iterator[Passage]:
+        """Those that the store does not have.
+
+        Raises:
+            InputError: It has one of the same id and another text, which may not be replaced.
+        """
+        with self._store as store:
+            for passage in passages:
+                ordinal = store.find(passage.id)
+                if ordinal is None:
+                    yield passage
+                    continue
+                (old,) = store.passages([ordinal])
+                if (old.title, old.text) == (passage.title, passage.text):
+                    self.count += 1
+                elif self._replace:
+                    self.replaced.append(ordinal)
+                    yield passage
+                else:
+                    raise InputError("the store has another passage of this id",
+                                     where=f"id {passage.id!r}", expected=repr(old.text[:80]),
+                                     found=repr(passage.text[:80]),
+                                     todo="give it another id, or add with --replace",
+                                     )  # fmt: skip
 
 
 def _batches(items: Iterator[Passage], size: int) -> Iterator[list[Passage]]:

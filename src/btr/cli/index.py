@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -68,6 +69,26 @@ def index(
         reader = str(Path(reader).expanduser().absolute())
     chosen = dtype or default_dtype()
     loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
+    watch_build(
+        output,
+        lambda show: build_index(sources, output, loaded, max_rejects=max_rejects, resume=resume,
+                                 progress=show, note=note),
+        {"reader": reader, "mode": mode, "dtype": chosen},
+        json,
+    )  # fmt: skip
+
+
+def watch_build(
+    store: Path,
+    build: Callable[[Callable[[IndexProgress], None]], object],
+    about: Mapping[str, object],
+    json: str,
+) -> None:
+    """Run a build with a progress bar, then print and write its figures.
+
+    Raises:
+        RejectsError: More was rejected than allowed; the figures are printed all the same.
+    """
     tracker = _Tracker()
     failed: RejectsError | None = None
     with progress("passages") as bar:
@@ -79,14 +100,13 @@ def index(
                        total=state.total_bytes or None, rate=f"{tracker.rate:.0f}")  # fmt: skip
 
         try:
-            build_index(sources, output, loaded, max_rejects=max_rejects, resume=resume,
-                        progress=show, note=note)  # fmt: skip
+            build(show)
         except RejectsError as error:
             failed = error  # the store is there all the same
-    report: dict[str, Any] = {"store": str(output), "reader": reader, "mode": mode, "dtype": chosen}
-    report |= tracker.figures() | _figures(output)
+    report: dict[str, Any] = {"store": str(store), **about}
+    report |= tracker.figures() | _figures(store)
     console(json).print(
-        f"{output}: {report['passages']:,} passages, {report['tokens']:,} tokens, "
+        f"{store}: {report['passages']:,} passages, {report['tokens']:,} tokens, "
         f"{report['state_bytes_per_token']:.1f} bytes a token, "
         f"{bytes_text(report['bytes'])} in all\n"
         f"{report['passages_per_s']:.0f} passages a second, {report['seconds']:.1f} s, peak memory "

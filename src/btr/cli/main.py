@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from btr.cli.ask import ask
 from btr.cli.bench import bench
+from btr.cli.change import add, compact, remove
 from btr.cli.demo import demo
 from btr.cli.evaluate import evaluate
 from btr.cli.index import index
@@ -56,6 +57,9 @@ app.command()(index)
 app.command()(ask)
 app.command()(info)
 app.command()(verify)
+app.command()(add)
+app.command()(remove)
+app.command()(compact)
 app.command()(pretrain)
 app.command()(train)
 app.command("eval")(evaluate)
@@ -127,7 +131,7 @@ def as_known(error: Exception) -> BtrError | None:
 
 def _interrupted(words: Sequence[str]) -> str:
     """What to say when a command was stopped."""
-    if words[:1] != ["index"]:
+    if words[:1] not in (["index"], ["add"]):
         return "interrupted"
     again = [*words, *(["--resume"] if "--resume" not in words else [])]
     return f"interrupted; what was committed is kept; go on with: {shlex.join(['btr', *again])}"

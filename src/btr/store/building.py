@@ -56,6 +56,8 @@ class Building:
         self.target = Path(os.path.abspath(path))
         if not self.target.name or "\0" in str(self.target):
             raise UsageError("not a name for a store", where=repr(str(path)))
+        if change:
+            current_generation(self.target)  # no lock file is left where there is no store
         with files.explaining(self.target):
             parent_exists = self.target.parent.is_dir()
         if not parent_exists:
@@ -65,8 +67,6 @@ class Building:
         self._discarded = _beside(self.target, DISCARDED)
         self.base: Manifest | None = None
         self._lease: Lease | None = None
-        if change:
-            current_generation(self.target)  # no lock file is left where there is no store
         self._lock = files.FileLock(_beside(self.target, LOCK))
         try:
             self._sweep()

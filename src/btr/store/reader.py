@@ -206,6 +206,18 @@ class TokenStore:
             InputError: No passage has it, or it was removed.
             CorruptError: An id table is damaged.
         """
+        found = self.find(passage_id)
+        if found is None:
+            raise InputError("no passage has this id", where=repr(passage_id)[:600],
+                             todo="check the id")  # fmt: skip
+        return found
+
+    def find(self, passage_id: str) -> int | None:
+        """The ordinal of the passage with this id; None if there is none, or it was removed.
+
+        Raises:
+            CorruptError: An id table is damaged.
+        """
         for name, table in self._ids.items():
             found = table.find(passage_id)
             if found is None:
@@ -214,8 +226,7 @@ class TokenStore:
                 raise CorruptError("damaged id table", where=str(self.path / name))
             elif not self.is_removed(found):
                 return found
-        raise InputError("no passage has this id", where=repr(passage_id)[:600],
-                         todo="check the id")  # fmt: skip
+        return None
 
     def _check_ids(self, name: str) -> None:
         """Believe "no such id" only of a table whose digest has been checked (once)."""

@@ -1,0 +1,149 @@
+"""``btr add``, ``btr remove``, ``btr compact``: change the corpus of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from btr.cli.index import watch_build
+from btr.cli.output import (
+    JsonOption,
+    StoreArgument,
+    bytes_text,
+    console,
+    note,
+    progress,
+    write_json,
+)
+from btr.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from btr.readers.base import Mode
+    from btr.store.format import Manifest
+
+
+def add(
+    store: StoreArgument,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Files and folders, as for btr index.", show_default=False),
+    ],
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="A passage whose id the store has with another text takes "
+                     "its place; without this it is an error."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted addition.")
+    ] = False,
+    max_rejects: Annotated[
+        int,
+        typer.Option("--max-rejects", min=0, help="How many lines and documents may be unusable."),
+    ] = 0,
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Add documents to a store, with the reader and settings that it was built with.
+
+    What the store has already, by id and text, is passed over. Nobody sees a part of an addition.
+    """
+    from btr.indexing import build_index
+    from btr.machine import DTYPES
+    from btr.readers.load import load_reader
+    from btr.store.reader import TokenStore
+
+    with TokenStore.open(store) as opened:
+        spec = opened.manifest.spec
+    settings = {name: str(spec.settings[name]) for name in ("reader", "mode", "dtype")}
+    mode: Mode = "btr" if settings["mode"] == "btr" else "decomposed"
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    reader = load_reader(settings["reader"], mode, dtype=dtypes[settings["dtype"]])
+    watch_build(
+        store,
+        lambda show: build_index(
+            sources, store, reader, max_rejects=max_rejects, resume=resume, add=True,
+            replace_known=replace, progress=show, note=note,
+            shard_passages=spec.passages_per_shard,
+        ),
+        settings,
+        json,
+    )  # fmt: skip
+
+
+def remove(
+    store: StoreArgument,
+    ids: Annotated[list[str] | None, typer.Argument(help="Passage ids.")] = None,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option("--document", help="All passages of a document, as answers name it."),
+    ] = None,
+    ids_from: Annotated[
+        Path | None,
+        typer.Option("--ids-from", help="A file with one passage id a line.", exists=True,
+                     dir_okay=False),
+    ] = None,
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Remove passages: after this no question is answered from them.
+
+    Their bytes stay in the store until btr compact.
+    """
+    from btr.store.change import remove_passages
+    from btr.store.reader import TokenStore
+
+    wanted = list(ids or [])
+    if ids_from is not None:
+        try:
+            wanted += [line for line in ids_from.read_text(encoding="utf-8").split("\n") if line]
+        except UnicodeDecodeError as error:
+            raise InputError("not UTF-8", where=str(ids_from), found=str(error)) from None
+    if not wanted and not documents:
+        raise UsageError("nothing to remove", todo="give ids, --document or --ids-from")
+    with TokenStore.open(store) as opened:
+        ordinals = {opened.ordinal(passage_id) for passage_id in wanted}
+        missing = set(documents or [])
+        if documents:
+            for ordinal, passage in enumerate(opened.iter_passages()):
+                if passage.document in documents and not opened.is_removed(ordinal):
+                    ordinals.add(ordinal)
+                    missing.discard(passage.document)
+        if missing:
+            raise InputError("no passage is of this document", where=repr(min(missing)),
+                             todo="name it as btr ask does")  # fmt: skip
+    manifest = remove_passages(store, ordinals)
+    _report(store, manifest, f"{len(ordinals):,} passages removed", json)
+
+
+def compact(
+    store: StoreArgument,
+    json: JsonOption = "",
+) -> None:
+    """Rewrite a store without its removed passages, as one built from what is left."""
+    from btr.retrieval.hybrid import build_indexes
+    from btr.store.change import compact as run
+
+    with progress() as bar:
+        task = bar.add_task("rewriting", total=None)
+        manifest = run(
+            store, build_indexes, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    _report(store, manifest, "compacted", json)
+
+
+def _report(store: Path, manifest: Manifest, done: str, json: str) -> None:
+    size = sum(entry.bytes for entry in manifest.files)
+    console(json).print(
+        f"{store}: {done}; {manifest.passages:,} passages, "
+        f"{manifest.removed:,} removed ones not yet compacted, {bytes_text(size)} in all"
+    )
+    write_json(
+        json,
+        {
+            "store": str(store),
+            "generation": manifest.generation,
+            "passages": manifest.passages,
+            "removed": manifest.removed,
+            "bytes": size,
+        },
+    )

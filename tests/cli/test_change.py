@@ -1,0 +1,70 @@
+"""``btr add``, ``btr remove``, ``btr compact``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from btr.retrieval.hybrid import HybridRetriever
+from btr.store import TokenStore
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def ids(store: Path, question: str) -> list[str]:
+    """Ids of the passages with a word of the question."""
+    with TokenStore.open(store) as opened:
+        hits = HybridRetriever(opened, None).search(question, 5)
+        return [passage.id for passage in opened.passages([hit.ordinal for hit in hits])]
+
+
+def test_documents_come_and_go(run: Run, store: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": "new-1", "text": "The zeppelin was painted green."}\n'
+                    '{"id": "new-2", "text": "Its captain was called Marta."}\n')  # fmt: skip
+    before = json.loads(run("info", store, "--json", "-")[1])
+    status, out, err = run("add", store, more, "--json", "-")
+    assert status == 0, err
+    assert json.loads(out)["passages"] == before["passages"] + 2
+    assert "new-1" in ids(store, "what colour was the zeppelin?")
+    status, out, _ = run("remove", store, "new-1", "--json", "-")
+    assert status == 0
+    assert json.loads(out)["removed"] == 1
+    assert "new-1" not in ids(store, "what colour was the zeppelin?")
+    status, out, _ = run("remove", store, "--document", "more.jsonl#2")
+    assert status == 0
+    assert "1 passages removed" in out
+    listed = tmp_path / "ids.txt"
+    listed.write_text("new-1\n")
+    assert run("remove", store, "--ids-from", listed)[0] == 3  # it is gone already
+    status, out, _ = run("compact", store, "--json", "-")
+    assert status == 0
+    assert json.loads(out)["removed"] == 0
+    after = json.loads(run("info", store, "--json", "-")[1])
+    assert after["passages"] == before["passages"]
+    assert after["generation"] == 4
+    assert run("verify", store)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["remove", "{store}"], 2, "nothing to remove"),
+        (["remove", "{store}", "nobody"], 3, "no passage has this id: 'nobody'"),
+        (["remove", "{store}", "--document", "x.txt"], 3, "no passage is of this document"),
+        (["add", "{store}", "/nowhere/at/all"], 3, "/nowhere/at/all"),
+        (["add", "/nowhere/at/all", "{store}"], 2, "no store here"),
+        (["compact", "/nowhere/at/all"], 2, "no store here"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    run: Run, store: Path, words: list[str], status: int, message: str
+) -> None:
+    found, _, err = run(*(word.replace("{store}", str(store)) for word in words))
+    assert found == status
+    assert message in err
+    assert len(err.strip().split("\n")) == 1
+    assert run("verify", store)[0] == 0
