@@ -1,4 +1,4 @@
-"""``btr add``, ``btr remove``, ``btr compact``: change the corpus of a store."""
+"""``btr add``, ``remove``, ``compact`` and ``compress``: change a store."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from btr.cli.output import (
 from btr.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from btr.readers.base import Mode
+    from btr.readers.base import Mode, Reader
     from btr.store.format import Manifest
+    from btr.store.reader import TokenStore
 
 
 def add(
@@ -49,22 +50,17 @@ def add(
     What the store has already, by id and text, is passed over. Nobody sees a part of an addition.
     """
     from btr.indexing import build_index
-    from btr.machine import DTYPES
-    from btr.readers.load import load_reader
     from btr.store.reader import TokenStore
 
     with TokenStore.open(store) as opened:
-        spec = opened.manifest.spec
-    settings = {name: str(spec.settings[name]) for name in ("reader", "mode", "dtype")}
-    mode: Mode = "btr" if settings["mode"] == "btr" else "decomposed"
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-    reader = load_reader(settings["reader"], mode, dtype=dtypes[settings["dtype"]])
+        size = opened.manifest.spec.passages_per_shard
+        reader, settings = _own_reader(opened)
     watch_build(
         store,
         lambda show: build_index(
             sources, store, reader, max_rejects=max_rejects, resume=resume, add=True,
             replace_known=replace, progress=show, note=note,
-            shard_passages=spec.passages_per_shard,
+            shard_passages=size,
         ),
         settings,
         json,
@@ -129,6 +125,59 @@ def compact(
             store, build_indexes, lambda done, total: bar.update(task, completed=done, total=total)
         )
     _report(store, manifest, "compacted", json)
+
+
+def compress(
+    store: StoreArgument,
+    ratio: Annotated[
+        float,
+        typer.Option("--ratio", min=0, max=0.5, help="Share of a token's occurrences to lose by "
+                     "merging the closest (paper: 0.2)."),
+    ] = 0.2,
+    top: Annotated[
+        int,
+        typer.Option("--top", min=0, help="So many of the most frequent tokens share one vector "
+                     "each, besides stop words and punctuation."),
+    ] = 0,
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Make a store smaller: stop words share a vector, the closest vectors of a token merge.
+
+    The store changes when the smaller one is whole; who has it open keeps the old one.
+    """
+    from btr.compressing import Compression
+    from btr.compressing import compress as run
+    from btr.store.reader import TokenStore
+    from btr.store.sizes import store_sizes
+
+    with TokenStore.open(store) as opened:
+        before = store_sizes(store, opened.manifest).state_bytes_per_token
+        reader, _ = _own_reader(opened)
+    with progress() as bar:
+        task = bar.add_task("counting", total=None)
+        manifest = run(
+            store, reader, Compression(ratio, top),
+            lambda stage, done, total: bar.update(task, description=stage, completed=done,
+                                                  total=total),
+        )  # fmt: skip
+    sizes = store_sizes(store, manifest)
+    _report(
+        store, manifest,
+        f"{before:.1f} to {sizes.state_bytes_per_token:.1f} bytes a token, "
+        f"{sizes.ratio_to_continuous:.1f} times smaller than fp32", json,
+    )  # fmt: skip
+
+
+def _own_reader(store: TokenStore) -> tuple[Reader, dict[str, str]]:
+    """The reader that made a store, in its arithmetic, and the settings that say so."""
+    from btr.machine import DTYPES
+    from btr.readers.load import load_reader
+
+    settings = store.manifest.spec.settings
+    own = {name: str(settings[name]) for name in ("reader", "mode", "dtype")}
+    mode: Mode = "btr" if own["mode"] == "btr" else "decomposed"
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    return load_reader(own["reader"], mode, dtype=dtypes[own["dtype"]]), own
 
 
 def _report(store: Path, manifest: Manifest, done: str, json: str) -> None:

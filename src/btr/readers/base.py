@@ -171,8 +171,15 @@ class Reader(Protocol):
     def fingerprint(self) -> dict[str, str]:
         """What stored states depend on, by field: weights, tokenizer, layout, settings."""
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """Every token id's token."""
+
     def encode(self, passages: Sequence[Passage]) -> list[PassageState]:
         """Lower layers of passages, ready for the store."""
+
+    def token_ids(self, passages: Sequence[Passage]) -> list[list[int]]:
+        """The token of each row that :meth:`encode` makes."""
 
     def read(
         self,

@@ -24,7 +24,7 @@ from btr.readers.bert_checkpoint import BertReaderConfig, load_network
 from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
-from btr.readers.checkpoint import tokenizer_digest, weights_digest
+from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
 from btr.readers.packed import PackedAttention
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.store.format import PassageState
@@ -138,6 +138,15 @@ class BertReader:
             PassageState(row, t.text_start, t.truncated)
             for row, t in zip(rows, inputs, strict=True)
         ]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Every token id's token."""
+        return vocabulary_of(self.tokenizer)
+
+    def token_ids(self, passages: Sequence[Passage]) -> list[list[int]]:
+        """The token of each row that :meth:`encode` makes."""
+        return [PassageTokens.of(self, passage).ids for passage in passages]
 
     def _lower_states(self, inputs: Sequence[PassageTokens]) -> Tensor:
         """Packed ``[N, d]`` states of passages after the lower layers."""

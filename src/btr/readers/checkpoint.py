@@ -166,3 +166,8 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over everything that a fast tokenizer does."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Every token id's token."""
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]

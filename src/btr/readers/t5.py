@@ -19,7 +19,7 @@ from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.readers.base import DEFAULT_OPTIONS, SEARCHES, Mode, Reading, ReadOptions
 from btr.readers.batches import Clock, reading_order
-from btr.readers.checkpoint import tokenizer_digest, weights_digest
+from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
 from btr.readers.span_search import search_spans
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_citations import cite, passage_weights
@@ -143,6 +143,15 @@ class T5Reader:
             raise UsageError("a plain reader has no states to store", where=self.name,
                              todo="use its decomposed or btr checkpoint")  # fmt: skip
         return self._encode([self._tokens(p) for p in passages])
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Every token id's token."""
+        return vocabulary_of(self.tokenizer)
+
+    def token_ids(self, passages: Sequence[Passage]) -> list[list[int]]:
+        """The token of each row that :meth:`encode` makes."""
+        return [list(self._tokens(passage).ids) for passage in passages]
 
     def _encode(self, tokens: Sequence[PassageTokens]) -> list[PassageState]:
         rows = self.engine.encode([t.ids for t in tokens])

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from btr import files
 from btr.errors import BtrError, CorruptError
-from btr.store.format import Manifest
+from btr.store.coding import Coder, load_coder, undecodable
+from btr.store.format import Manifest, PassageState
 from btr.store.generations import Lease
 from btr.store.names import is_file_name, manifest_generation, manifest_name, shard_name
 from btr.store.reader import check_files
+from btr.store.shard import StateRecord
 from btr.store.shard_file import ShardFile
 
 
@@ -105,6 +107,11 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
     """Damage of every shard, down to the records."""
     tokens = truncated = opened = 0
     store_id = manifest.spec.store_id
+    coder = None
+    try:
+        coder = load_coder(path, manifest)
+    except BtrError as error:
+        yield error
     for entry in manifest.shards:
         name, n = shard_name(entry.number), entry.passages
         try:
@@ -117,7 +124,9 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
         shard_tokens = shard_truncated = broken = 0
         for record in range(n):
             try:
-                state = shard.state(record)
+                state = _decoded(shard.state(record), coder)
+                if state is None:
+                    raise undecodable(f"{path / name}, passage {record} of the shard")
                 shard_tokens += len(state.rows)
                 shard_truncated += state.truncated
             except CorruptError as error:
@@ -143,3 +152,9 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
         yield CorruptError("the manifest's totals are not those of the shards",
                            where=str(where), expected=str(totals),
                            found=str((tokens, truncated)))  # fmt: skip
+
+
+def _decoded(state: PassageState | StateRecord, coder: Coder | None) -> PassageState | None:
+    if isinstance(state, PassageState):
+        return state
+    return coder.decode([state])[0] if coder else None

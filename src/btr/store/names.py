@@ -15,6 +15,7 @@ RETRIEVAL = "retrieval"
 LEXICAL = "lexical"
 SHARDS = "shards"
 MANIFESTS = "manifests"
+CODING = "coding"
 
 _NUMBER = r"[0-9]{8}"
 _FILE = re.compile(
@@ -67,7 +68,7 @@ def removed_name(generation: int) -> str:
 
 def coding_name(generation: int) -> str:
     """The tables that states coded by a generation are decoded with."""
-    return f"coding-{generation:08d}.btr"
+    return f"{CODING}-{generation:08d}.btr"
 
 
 def lexical_name(generation: int) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from btr import files
 from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
+from btr.store.coding import load_coder, undecodable
 from btr.store.format import Manifest, PassageState, mapping_difference
 from btr.store.generations import Lease
 from btr.store.ids import IdTable
@@ -78,6 +79,7 @@ class TokenStore:
         if manifest.removed:
             entry = self._entries[removed_name(manifest.generation)]
             self.removed = load_removed(path / entry.name, manifest, entry.bytes)
+        self._coder = load_coder(path, manifest)
         self._ids = {name: IdTable(path / name) for name in manifest.id_tables}
         self._ids_whole: set[str] = set()
         self._lock = threading.Lock()
@@ -152,7 +154,17 @@ class TokenStore:
             UsageError: An ordinal is out of range.
             CorruptError: A record is damaged.
         """
-        return self._fetch(ordinals, ShardFile.state)
+        wanted = [operator.index(ordinal) for ordinal in ordinals]
+        found = self._fetch(wanted, ShardFile.state)
+        coded = [state for state in found if isinstance(state, StateRecord)]
+        decoded = iter(self._coder.decode(coded) if self._coder else [None] * len(coded))
+        states: list[PassageState] = []
+        for ordinal, state in zip(wanted, found, strict=True):
+            whole = next(decoded) if isinstance(state, StateRecord) else state
+            if whole is None:
+                raise undecodable(f"{self.path}, passage {ordinal}")
+            states.append(whole)
+        return states
 
     def state_records(self, ordinals: Iterable[SupportsIndex]) -> list[StateRecord]:
         """States as they are stored; arguments and errors as for :meth:`states`."""

@@ -26,7 +26,7 @@ STATE_TABLE, PASSAGE_TABLE, VECTORS, PASSAGES, STATES = SECTIONS = (1, 2, 3, 4, 
 REMOVED = 8  # not a section of a shard: the seed of a file of its own
 MAX_RECORD_BYTES = 64 << 20
 MAX_ID_BYTES = 512
-TRUNCATED = 1  # flag of a state record
+TRUNCATED, CODED = 1, 2  # flags of a state record
 
 _HEADER = struct.Struct("<8sII16sIIIIQQ")
 _SECTION = struct.Struct("<IIQ")
@@ -252,6 +252,17 @@ class StateRecord(NamedTuple):
         return bool(_STATE.unpack(self.head)[2] & TRUNCATED)
 
     @property
+    def text_start(self) -> int:
+        """Index of the first token that belongs to the text."""
+        start: int = _STATE.unpack(self.head)[1]
+        return start
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the body is to be decoded (``coding.py``)."""
+        return bool(_STATE.unpack(self.head)[2] & CODED)
+
+    @property
     def size(self) -> int:
         """Bytes with the CRC."""
         return len(self.head) + self.body.nbytes + _CRC.size
@@ -268,10 +279,11 @@ class StateRecord(NamedTuple):
         return cls(record[: _STATE.size], body)
 
 
-def state_record(state: PassageState) -> StateRecord:
-    """The record of a state that :func:`check_state` has passed."""
-    flags = TRUNCATED if state.truncated else 0
-    return StateRecord(_STATE.pack(len(state.rows), state.text_start, flags, 0), state.rows)
+def state_record(state: PassageState, coded: np.ndarray | None = None) -> StateRecord:
+    """The record of a state that :func:`check_state` has passed; ``coded`` is its rows' code."""
+    flags = (TRUNCATED if state.truncated else 0) | (0 if coded is None else CODED)
+    head = _STATE.pack(len(state.rows), state.text_start, flags, 0)
+    return StateRecord(head, state.rows if coded is None else coded)
 
 
 def check_state(state: PassageState, row_bytes: int) -> None:
@@ -293,12 +305,18 @@ def check_state(state: PassageState, row_bytes: int) -> None:
         raise UsageError("passage state over 64 MiB", found=f"{len(rows)} tokens")
 
 
-def decode_state(record: bytes, row_bytes: int) -> PassageState | None:
-    """The state of a record whose CRC matches, or None if it says what cannot be."""
+def decode_state(record: bytes, row_bytes: int) -> PassageState | StateRecord | None:
+    """The state of a record whose CRC matches.
+
+    Returns:
+        The state; the record itself where it is coded; None if it says what cannot be.
+    """
     tokens, text_start, flags, zero = _STATE.unpack_from(record)
-    if SHORTEST_STATE + tokens * row_bytes != len(record) or text_start > tokens:
+    if text_start > tokens or flags > TRUNCATED | CODED or zero:
         return None
-    if flags > TRUNCATED or zero:
+    if flags & CODED:
+        return StateRecord.of(record)
+    if SHORTEST_STATE + tokens * row_bytes != len(record):
         return None
     rows: np.ndarray = np.ndarray((tokens, row_bytes), np.uint8, record, _STATE.size)
     return PassageState(rows, text_start, flags == TRUNCATED)

@@ -169,8 +169,8 @@ class ShardFile:
             raise self._damaged("state", record)
         return data
 
-    def state(self, record: int) -> PassageState:
-        """The state of one passage of this shard, its rows a read-only view."""
+    def state(self, record: int) -> PassageState | StateRecord:
+        """The state of one passage of this shard, its rows a read-only view; coded, its record."""
         data = self._state_bytes(record)
         state = decode_state(data, self._row_bytes)
         if state is None:

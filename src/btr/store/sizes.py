@@ -22,8 +22,8 @@ class StoreSizes:
         bits: State records: packed signs or float16 states, their lengths, flags and checksums,
             and the tables that find them.
         scales: Per-token scales; readers with post-norm layers need none.
-        refs: References to merged vectors; none without offline compression.
-        codebook: Merged vectors; none without offline compression.
+        refs: Token ids and references to merged vectors; none without offline compression.
+        codebook: Shared and merged vectors and their tables; none without offline compression.
         index: Dense vectors and the lexical index.
         text: Passages, their tables, the id table and the rejects.
         manifest: The manifest and the shards' headers.
@@ -71,14 +71,17 @@ def store_sizes(path: Path, manifest: Manifest) -> StoreSizes:
     table = (manifest.parts["tables"] - headers) // 2
     beside = {
         kind: sum(size for name, size in other.items() if name.startswith(kind))
-        for kind in ("ids", "rejects", "removed", "retrieval")
+        for kind in ("ids", "rejects", "removed", "retrieval", "coding")
     }
-    scales = manifest.tokens * manifest.spec.scale_bytes
+    # Added passages are not coded until the next compression; what they hold counts as bits.
+    spent = manifest.compression
+    scales = spent.get("scale_bytes", manifest.tokens * manifest.spec.scale_bytes)
+    refs = spent.get("id_bytes", 0) + spent.get("reference_bytes", 0)
     return StoreSizes(
-        bits=manifest.parts["states"] + table - scales,
+        bits=manifest.parts["states"] + table - scales - refs,
         scales=scales,
-        refs=0,
-        codebook=0,
+        refs=refs,
+        codebook=beside["coding"],
         index=manifest.parts["vectors"] + beside["retrieval"],
         text=manifest.parts["passages"] + table + beside["ids"] + beside["rejects"],
         manifest=file_size(path / manifest_name(manifest.generation)) + headers + beside["removed"],

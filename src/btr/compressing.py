@@ -1,0 +1,381 @@
+"""Compress a store offline: shared vectors for stop words, merged ones for the rest (section 5).
+
+Three passes over the store, each as a stream. 1: count token ids, and how often each dimension is
+positive. 2: write the vectors of all ids that are not shared to files of a bounded size, id by id;
+merge within each id; write the merged vectors to the codebook and each occurrence's group to a file
+again. 3: write the shards, with every passage's groups read back in the order in which they were
+written. Memory holds one such file and the counts of the vocabulary, whatever the corpus.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from btr import files
+from btr.errors import IncompatibleError, UsageError
+from btr.merge import match_bits, merge_count, merge_signs
+from btr.readers.base import Reader
+from btr.stop_words import shared_ids
+from btr.store.building import Building, finish_change
+from btr.store.coding import MOST_TOKENS, Coder, CodingTables, write_coding
+from btr.store.format import PARTS, Manifest, PassageState, ShardCommit, ShardEntry, StoreSpec
+from btr.store.names import CODING, SHARDS, coding_name, shard_name
+from btr.store.reader import TokenStore
+from btr.store.shard import StateRecord, state_record
+from btr.store.shard_file import write_shard_file
+
+BUCKET_BYTES = 1 << 28
+"""Vectors that are merged with all of them in memory."""
+
+BLOCK = 1 << 14
+"""Occurrences of an id that are matched with each other: time is quadratic in it."""
+
+GROUP = 256
+"""Passages that are read and coded together."""
+
+Stage = Literal["counting", "merging", "writing"]
+Progress = Callable[[Stage, int, int], None]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How a store is compressed.
+
+    Attributes:
+        ratio: Share of the occurrences of every other id to lose by merging, 0 .. 0.5 (paper: 0.2).
+        top: So many of the most frequent ids share their vectors too, whatever they mean.
+    """
+
+    ratio: float = 0.2
+    top: int = 0
+
+
+def compress(
+    path: Path,
+    reader: Reader,
+    how: Compression,
+    progress: Progress = lambda stage, done, total: None,
+) -> Manifest:
+    """Commit a generation of a store with compressed states.
+
+    Args:
+        path: The store.
+        reader: Any that tokenises as the one that made the store.
+        how: What is shared and merged.
+        progress: Called with the stage, passages (or vectors) done and in all.
+
+    Returns:
+        The new generation's manifest.
+
+    Raises:
+        UsageError: The store has no bits, a setting is out of range, or an addition is unfinished.
+        IncompatibleError: Another reader's store.
+        LockedError: Another process is changing the store.
+        CorruptError: A record is damaged; the store is as it was.
+        ResourceError: No space; the store is as it was.
+    """
+    if not 0 <= how.ratio <= 0.5 or how.top < 0:
+        raise UsageError("a setting out of range", where="compress", found=str(how),
+                         expected="a ratio of 0 to 0.5, a top of at least 0")  # fmt: skip
+    finish_change(path)
+    building = Building(path, change=True)
+    try:
+        with TokenStore.open(path, fingerprint=reader.fingerprint) as store:
+            if store.manifest.spec.kind == "fp16":
+                raise UsageError("only bits can be compressed", where=str(path),
+                                 found="continuous states", todo="build a btr store")  # fmt: skip
+            building.start_over()
+            with (
+                files.explaining(building.root),
+                tempfile.TemporaryDirectory(dir=building.root, prefix="scratch-") as scratch,
+            ):
+                work = _Work(store, reader, how, Path(scratch), progress)
+                manifest = _write(building, store, work)
+        building.publish(manifest)
+        building.collect()
+        return manifest
+    finally:
+        building.close()
+
+
+class _Work:
+    """Passes 1 and 2, and for pass 3 what became of every passage."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        reader: Reader,
+        how: Compression,
+        scratch: Path,
+        progress: Progress,
+    ) -> None:
+        self.store, self.reader, self.how, self.scratch = store, reader, how, scratch
+        self.progress = progress
+        self.spec: StoreSpec = store.manifest.spec
+        self.bits_bytes = self.spec.row_bytes - self.spec.scale_bytes
+        vocabulary = reader.vocabulary
+        self.share = shared_ids(vocabulary)
+        self.counts = np.zeros(len(vocabulary), np.int64)
+        self.positive = np.zeros((len(vocabulary), 8 * self.bits_bytes), np.int64)
+        self.scales = np.zeros(len(vocabulary))
+        self.spent: Counter[str] = Counter()
+        self._count()
+        self.tables = self._tables()
+        self.codebook = scratch / "codebook"
+        self.codebook.touch()
+        self.buckets = self._buckets()
+        if how.ratio:
+            self._scatter()
+            self._merge()
+
+    # -- pass 1 -------------------------------------------------------------------------------
+
+    def passages(self, stage: Stage) -> Iterator[tuple[list[PassageState], list[Ints]]]:
+        """States and token ids of all passages, group by group."""
+        total = len(self.store)
+        for first in range(0, total, GROUP):
+            ordinals = range(first, min(total, first + GROUP))
+            states = self.store.states(ordinals)
+            ids = self.reader.token_ids(self.store.passages(ordinals))
+            for ordinal, state, row in zip(ordinals, states, ids, strict=True):
+                if len(state.rows) != len(row):
+                    raise IncompatibleError(
+                        "the reader's tokenizer cuts a passage otherwise than the store",
+                        where=f"{self.store.path}, passage {ordinal}",
+                        expected=f"{len(state.rows)} tokens", found=f"{len(row)}",
+                    )  # fmt: skip
+            yield states, [np.asarray(row, np.int64) for row in ids]
+            self.progress(stage, ordinals.stop, total)
+
+    def _count(self) -> None:
+        b = self.bits_bytes
+        for states, ids in self.passages("counting"):
+            flat = np.concatenate(ids)
+            rows = np.concatenate([state.rows for state in states])
+            self.counts += np.bincount(flat, minlength=len(self.counts))
+            order = np.argsort(flat, kind="stable")
+            found, firsts = np.unique(flat[order], return_index=True)
+            signs = np.unpackbits(rows[order, :b], axis=1)
+            self.positive[found] += np.add.reduceat(signs, firsts, axis=0, dtype=np.int64)
+            if self.spec.scale_bytes:
+                values = _scale_values(rows[order, b:], self.spec.kind)
+                self.scales[found] += np.add.reduceat(values, firsts)
+
+    def _tables(self) -> CodingTables:
+        present = np.flatnonzero(self.counts)
+        ids = present[np.argsort(-self.counts[present], kind="stable")]
+        shared = self.share[ids].copy()
+        shared[: self.how.top] = True
+        own = ids[shared]
+        rows = np.packbits(2 * self.positive[own] > self.counts[own, None], axis=1)
+        if self.spec.scale_bytes:
+            means = self.scales[own] / self.counts[own]
+            rows = np.concatenate([rows, _scale_bytes(means, self.spec.kind)], axis=1)
+        nothing = np.empty((0, self.bits_bytes), np.uint8)
+        return CodingTables(
+            ids, shared, rows, np.zeros(len(ids), np.int64), nothing, self.spec.scale_bytes
+        )
+
+    # -- pass 2 -------------------------------------------------------------------------------
+
+    def _buckets(self) -> Ints:
+        """``[V]``: the file that an id's vectors go to, by rank; -1 for shared ids."""
+        ranks = self.tables.ids[~self.tables.shared]
+        ends = np.cumsum(self.counts[ranks]) * (self.bits_bytes + 4)
+        buckets = np.full(len(self.counts), -1, np.int64)
+        buckets[ranks] = ends // BUCKET_BYTES
+        return buckets
+
+    def _scatter(self) -> None:
+        """Write ids and vectors of all tokens that may be merged to their files."""
+        b = self.bits_bytes
+        with ExitStack() as stack:
+            opened: dict[int, tuple[BinaryIO, BinaryIO]] = {}
+            for states, ids in self.passages("merging"):
+                flat = np.concatenate(ids)
+                rows = np.concatenate([state.rows for state in states])[:, :b]
+                bucket = self.buckets[flat]
+                for number in np.unique(bucket[bucket >= 0]).tolist():
+                    if number not in opened:
+                        opened[number] = (
+                            stack.enter_context((self.scratch / f"ids-{number}").open("wb")),
+                            stack.enter_context((self.scratch / f"rows-{number}").open("wb")),
+                        )
+                    mine = bucket == number
+                    opened[number][0].write(flat[mine].astype("<u4").tobytes())
+                    opened[number][1].write(rows[mine].tobytes())
+
+    def _merge(self) -> None:
+        groups = np.zeros(len(self.counts), np.int64)
+        done, total = 0, int(self.counts[self.buckets >= 0].sum())
+        with self.codebook.open("wb") as codebook:
+            for number in range(int(self.buckets.max()) + 1):
+                source = self.scratch / f"ids-{number}"
+                if not source.exists():
+                    continue
+                ids = np.fromfile(source, "<u4").astype(np.int64)
+                rows = np.fromfile(self.scratch / f"rows-{number}", np.uint8)
+                rows = rows.reshape(-1, self.bits_bytes)
+                assigned = np.full(len(ids), -1, np.int32)
+                inside = self.tables.ids[self.buckets[self.tables.ids] == number]
+                order = np.argsort(ids, kind="stable")
+                starts = np.searchsorted(ids[order], inside)
+                for token, start in zip(inside.tolist(), starts.tolist(), strict=True):
+                    places = order[start : start + self.counts[token]]
+                    merged, group = merge_occurrences(rows[places], self.how.ratio)
+                    groups[token] = len(merged)
+                    assigned[places] = group
+                    codebook.write(merged.tobytes())
+                    done += len(places)
+                    self.progress("merging", done, total)
+                assigned.tofile(self.scratch / f"groups-{number}")
+                for name in ("ids", "rows"):
+                    (self.scratch / f"{name}-{number}").unlink()
+        sizes = groups[self.tables.ids]
+        book: Bytes = np.empty((0, self.bits_bytes), np.uint8)
+        if sizes.sum():
+            book = np.memmap(self.codebook, np.uint8, "r").reshape(-1, self.bits_bytes)
+        self.tables = replace(self.tables, groups=sizes, codebook=book)
+
+    # -- pass 3 -------------------------------------------------------------------------------
+
+    def records(self) -> Iterator[list[StateRecord]]:
+        """Coded records of all passages, group by group."""
+        coder = Coder(self.tables)
+        with ExitStack() as stack:
+            opened: dict[int, BinaryIO] = {}
+            for states, ids in self.passages("writing"):
+                flat = np.concatenate(ids)
+                groups = np.full(len(flat), -1, np.int64)
+                bucket = self.buckets[flat] if self.how.ratio else groups
+                for number in np.unique(bucket[bucket >= 0]).tolist():
+                    if number not in opened:
+                        file = (self.scratch / f"groups-{number}").open("rb")
+                        opened[number] = stack.enter_context(file)
+                    mine = bucket == number
+                    data = opened[number].read(4 * int(np.count_nonzero(mine)))
+                    groups[mine] = np.frombuffer(data, "<i4")
+                cuts = np.cumsum([len(row) for row in ids])[:-1]
+                made = []
+                for state, row, group in zip(states, ids, np.split(groups, cuts), strict=True):
+                    if len(row) > MOST_TOKENS:
+                        made.append(state_record(state))
+                        continue
+                    made.append(coder.encode(state, row, group)[0])
+                    self.spent.update(coder.spent(made[-1]))
+                yield made
+
+
+def merge_occurrences(rows: Bytes, ratio: float) -> tuple[Bytes, NDArray[np.int32]]:
+    """Merge a share of the vectors of one token id.
+
+    Beyond :data:`BLOCK` occurrences only those that lie together along the direction in which the
+    vectors differ most are compared.
+
+    Args:
+        rows: ``[n, b]`` packed signs.
+        ratio: Share of the occurrences to lose.
+
+    Returns:
+        ``[g, b]`` the vectors of groups, and ``[n]`` int32: the group of each occurrence, -1 where
+        it stays alone.
+    """
+    n = len(rows)
+    order = np.arange(n) if n <= BLOCK else np.argsort(_main_direction(rows), kind="stable")
+    blocks = -(-n // BLOCK)
+    merged: list[Bytes] = []
+    groups = np.full(n, -1, np.int32)
+    count = 0
+    for places in np.array_split(order, blocks):
+        places = np.sort(places)
+        block = rows[places]
+        matching = match_bits(block, merge_count(len(block), ratio))
+        vectors, went = merge_signs(block, matching)
+        sizes = np.bincount(went, minlength=len(vectors))
+        number = np.full(len(vectors), -1, np.int32)
+        shared = np.flatnonzero(sizes > 1)
+        number[shared] = count + np.arange(len(shared))
+        groups[places] = number[went]
+        merged.append(vectors[shared])
+        count += len(shared)
+    return np.concatenate(merged), groups
+
+
+def _main_direction(rows: Bytes) -> NDArray[np.float32]:
+    """``[n]``: places along the first principal component of packed signs."""
+    draw = np.random.default_rng(0)
+    sample = np.unpackbits(rows[draw.choice(len(rows), 2048, replace=False)], axis=1)
+    centred = sample.astype(np.float32) - sample.mean(0, dtype=np.float32)
+    direction = np.linalg.svd(centred, full_matrices=False)[2][0]
+    places = np.empty(len(rows), np.float32)
+    for first in range(0, len(rows), BLOCK):
+        part = slice(first, first + BLOCK)
+        places[part] = np.unpackbits(rows[part], axis=1).astype(np.float32) @ direction
+    return places
+
+
+def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
+    """Pass 3: the shards and the coding file of the new generation."""
+    base, root, generation = store.manifest, building.root, building.generation
+    spec, store_id = base.spec, base.spec.store_id
+    files.make_folder(root / SHARDS)
+    records = (record for group in work.records() for record in group)
+    number = base.shards[-1].number
+    commits: list[ShardCommit] = []
+    first = 0
+    for shard in base.shards:
+        number += 1
+        ordinals = range(first, first + shard.passages)
+        states = [next(records) for _ in ordinals]
+        commits.append(
+            write_shard_file(
+                root / shard_name(number), spec, store_id, number, store.passages(ordinals),
+                states, store.vectors_of(ordinals),
+            )
+        )  # fmt: skip
+        first += shard.passages
+    write_coding(root / coding_name(generation), spec, generation, work.tables, work.codebook)
+    manifest = replace(
+        base,
+        generation=generation,
+        shards=tuple(ShardEntry(c.shard, c.passages) for c in commits),
+        parts={part: sum(c.parts[part] for c in commits) for part in PARTS},
+        compression={
+            "ratio": work.how.ratio,
+            "top": work.how.top,
+            "shared_ids": int(work.tables.shared.sum()),
+            "shared_tokens": int(work.counts[work.tables.ids[work.tables.shared]].sum()),
+            "merged_vectors": int(work.tables.groups.sum()),
+            **work.spent,
+        },
+    )
+    kept = [entry for entry in building.lasting_files()
+            if not entry.name.startswith((SHARDS, CODING))]  # fmt: skip
+    written = [*(shard_name(commit.shard) for commit in commits), coding_name(generation)]
+    return building.seal(manifest, written, kept=kept, removed=building.removed())
+
+
+def _scale_values(scales: Bytes, kind: str) -> NDArray[np.float64]:
+    """``[n]`` scales, or the logarithms that stand for them."""
+    packed = np.ascontiguousarray(scales)
+    if kind == "bits+rms16":
+        return packed.view("<f2")[:, 0].astype(np.float64)
+    return packed[:, 0].astype(np.float64)
+
+
+def _scale_bytes(means: NDArray[np.float64], kind: str) -> Bytes:
+    """The inverse of :func:`_scale_values`, of means."""
+    if kind == "bits+rms16":
+        return means.astype("<f2")[:, None].view(np.uint8)
+    return np.rint(means).astype(np.uint8)[:, None]

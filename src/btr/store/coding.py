@@ -1,0 +1,398 @@
+"""States with less than a vector a token: shared vectors, merged vectors, and what is left.
+
+Offline compression (method, section 5) leaves three kinds of tokens. Those of *shared* ids (stop
+words and punctuation) have one vector an id, and nothing stored for an occurrence. Of the others,
+*merged* ones refer to a group's vector in the codebook, and the rest have their own. Token ids say
+which is which, so they are stored too, frequent ones in one byte. ``docs/format.md`` fixes the
+bytes.
+
+A coded record ends in the CRC of the rows that it decodes to. So whatever is damaged on the way,
+record, tables or codebook, is found before it becomes an answer, and neither tables nor codebook
+are read more than needed.
+
+``t`` tokens of a passage, ``b`` bytes of a vector's bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from btr import files
+from btr.errors import CorruptError
+from btr.store.format import Manifest, PassageState, StoreSpec
+from btr.store.names import CODING as CODING_FILE
+from btr.store.names import added_by
+from btr.store.shard import StateRecord, crc_matches, section_seed, state_record, with_crc
+
+MAGIC = b"\x89BTRcode"
+CODING = 9
+"""Seed of the tables' CRC; not a section of a shard."""
+HEAD = struct.Struct("<8sI16sIIIIIQ")
+BODY = struct.Struct("<HHHH")
+_CRC = struct.Struct("<I")
+MOST_TOKENS = 65_535
+MOST_IDS = 1 << 24
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodingTables:
+    """What coded records of a store are decoded with. A *rank* is an id's place by frequency.
+
+    Attributes:
+        ids: ``[R]`` token ids by rank, most frequent first.
+        shared: ``[R]`` bool: all occurrences have one vector.
+        rows: ``[number shared, row bytes]`` their vectors (and scales), by rank.
+        groups: ``[R]`` merged vectors of each id.
+        codebook: ``[sum of groups, b]`` merged vectors, by rank.
+        scale_bytes: Of a token's scale.
+    """
+
+    ids: Ints
+    shared: NDArray[np.bool_]
+    rows: Bytes
+    groups: Ints
+    codebook: Bytes
+    scale_bytes: int
+
+    @property
+    def one_byte(self) -> int:
+        """Ranks written in one byte: as many as leave first bytes enough for the others."""
+        longer = 256**self.trail_bytes
+        return min(256, int((256 * longer - len(self.ids)) // (longer - 1)))
+
+    @property
+    def trail_bytes(self) -> int:
+        """Further bytes of the other ranks."""
+        return 1 if len(self.ids) <= 1 << 16 else 2
+
+    @property
+    def bits_bytes(self) -> int:
+        """``b``."""
+        width: int = self.codebook.shape[1]
+        return width
+
+    def row_of(self) -> Ints:
+        """``[R]``: the row of each shared rank."""
+        return np.cumsum(self.shared) - 1
+
+    def group_starts(self) -> Ints:
+        """``[R]``: the first merged vector of each rank."""
+        return np.cumsum(self.groups) - self.groups
+
+    def reference_bytes(self) -> Ints:
+        """``[R]``: bytes of a reference to one of a rank's groups."""
+        widths = np.ones(len(self.groups), np.int64)
+        for bits in (8, 16, 24):
+            widths += self.groups > 1 << bits
+        return widths
+
+
+class Coder:
+    """Codes states of a store and decodes them.
+
+    Args:
+        tables: Of the store.
+    """
+
+    def __init__(self, tables: CodingTables) -> None:
+        self.tables = tables
+        self._one_byte, self._trail = tables.one_byte, tables.trail_bytes
+        self._rows, self._starts = tables.row_of(), tables.group_starts()
+        self._widths = tables.reference_bytes()
+        self._rank_of = np.full(int(tables.ids.max(initial=0)) + 1, -1, np.int64)
+        self._rank_of[tables.ids] = np.arange(len(tables.ids))
+
+    def encode(self, state: PassageState, ids: Ints, groups: Ints) -> tuple[StateRecord, Bytes]:
+        """A state's coded record.
+
+        Args:
+            state: Of ``t`` tokens.
+            ids: ``[t]`` token ids, all among the tables'.
+            groups: ``[t]`` number of the group of its id that a token was merged into; -1 for none.
+
+        Returns:
+            The record, and the rows that it decodes to.
+        """
+        tables, b = self.tables, self.tables.bits_bytes
+        rank = self._rank_of[ids]
+        shared = tables.shared[rank]
+        own = np.flatnonzero(~shared)
+        merged = groups[own] >= 0
+        referring, alone = own[merged], own[~merged]
+        wide = rank >= self._one_byte
+        longer = rank[wide] - self._one_byte
+        lead = rank.astype(np.uint8)
+        lead[wide] = self._one_byte + (longer >> 8 * self._trail)
+        trail = _low_bytes(longer, np.full(len(longer), self._trail))
+        references = _low_bytes(groups[referring], self._widths[rank[referring]])
+        head = BODY.pack(len(trail), len(alone), len(referring), len(references))
+        rows = np.empty_like(state.rows)
+        rows[shared] = tables.rows[self._rows[rank[shared]]]
+        rows[alone, :b] = state.rows[alone, :b]
+        rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups[referring]]
+        rows[own, b:] = state.rows[own, b:]
+        body = b"".join(
+            (
+                head, lead.tobytes(), trail.tobytes(),
+                np.packbits(merged).tobytes() if len(referring) else b"", references.tobytes(),
+                rows[alone, :b].tobytes(), rows[own, b:].tobytes(),
+                _CRC.pack(google_crc32c.value(rows.tobytes())),
+            )
+        )  # fmt: skip
+        return state_record(state, np.frombuffer(body, np.uint8)), rows
+
+    def spent(self, record: StateRecord) -> dict[str, int]:
+        """Bytes of a coded record by what they are: token ids, references, scales."""
+        trail, alone, referring, references = BODY.unpack(record.body[: BODY.size].tobytes())
+        own = alone + referring
+        return {
+            "id_bytes": record.tokens + trail,
+            "reference_bytes": references + (-(-own // 8) if referring else 0),
+            "scale_bytes": own * self.tables.scale_bytes,
+        }
+
+    def decode(self, records: Sequence[StateRecord]) -> list[PassageState | None]:
+        """The states of coded records; None where a record, the tables or the codebook is damaged.
+
+        All are decoded together: it is the number of array operations that takes time.
+        """
+        cuts = [self._cut(record) for record in records]
+        good = [cut for cut in cuts if cut is not None]
+        try:
+            rows: list[Bytes | None] = [*self._rows_of(good)]
+        except _MalformedError:
+            rows = [self._rows_of_one(cut) for cut in good]
+        made = iter(rows)
+        states: list[PassageState | None] = []
+        for record, cut in zip(records, cuts, strict=True):
+            found = next(made) if cut is not None else None
+            if cut is None or found is None or google_crc32c.value(found.tobytes()) != cut.crc:
+                states.append(None)
+            else:
+                found.flags.writeable = False
+                states.append(PassageState(found, record.text_start, record.truncated))
+        return states
+
+    def _rows_of_one(self, cut: _Parts) -> Bytes | None:
+        try:
+            return self._rows_of([cut])[0]
+        except _MalformedError:
+            return None
+
+    def _cut(self, record: StateRecord) -> _Parts | None:
+        """The parts of a record's body, if they fill it."""
+        body, t, b = record.body, record.tokens, self.tables.bits_bytes
+        if len(body) < BODY.size + _CRC.size:
+            return None
+        trail, alone, referring, references = BODY.unpack(body[: BODY.size].tobytes())
+        flags = -(-(alone + referring) // 8) if referring else 0
+        scales = (alone + referring) * self.tables.scale_bytes
+        sizes = (t, trail, flags, references, alone * b, scales)
+        if BODY.size + sum(sizes) + _CRC.size != len(body):
+            return None
+        ends = np.cumsum((BODY.size, *sizes)).tolist()
+        lead, extra, bitmap, links, bits, scale = (body[a:z] for a, z in pairwise(ends))
+        (crc,) = _CRC.unpack(body[ends[-1] :].tobytes())
+        return _Parts(lead, extra, bitmap, links, bits, scale, alone + referring, referring, crc)
+
+    def _rows_of(self, cuts: Sequence[_Parts]) -> list[Bytes]:
+        """The rows of passages.
+
+        Raises:
+            _MalformedError: A part says what cannot be.
+        """
+        if not cuts:
+            return []
+        tables, b = self.tables, self.tables.bits_bytes
+        rank = np.concatenate([cut.lead for cut in cuts]).astype(np.int64)
+        wide = rank >= self._one_byte
+        longer = _from_bytes(
+            np.concatenate([cut.trail for cut in cuts]),
+            np.full(np.count_nonzero(wide), self._trail),
+        )
+        rank[wide] = self._one_byte + ((rank[wide] - self._one_byte) << 8 * self._trail) + longer
+        _require(rank.max(initial=0) < len(tables.ids))
+        shared = tables.shared[rank]
+        own = np.flatnonzero(~shared)
+        merged = np.concatenate([cut.merged() for cut in cuts])
+        _require(len(merged) == len(own))
+        alone, referring = own[~merged], own[merged]
+        references = np.concatenate([cut.references for cut in cuts])
+        groups = _from_bytes(references, self._widths[rank[referring]])
+        _require(bool(np.all(groups < tables.groups[rank[referring]])))
+        bits = np.concatenate([cut.alone for cut in cuts])
+        _require(len(bits) == len(alone) * b)
+        rows = np.empty((len(rank), b + tables.scale_bytes), np.uint8)
+        rows[shared] = tables.rows[self._rows[rank[shared]]]
+        rows[alone, :b] = bits.reshape(-1, b)
+        rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups]
+        if tables.scale_bytes:
+            scales = np.concatenate([cut.scales for cut in cuts])
+            rows[own, b:] = scales.reshape(-1, tables.scale_bytes)
+        return np.split(rows, np.cumsum([len(cut.lead) for cut in cuts])[:-1])
+
+
+class _MalformedError(Exception):
+    """Parts of a record that do not fit together."""
+
+
+def _require(true: bool) -> None:
+    if not true:
+        raise _MalformedError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """The parts of a coded record's body, and how many of its tokens are not of shared ids."""
+
+    lead: Bytes
+    trail: Bytes
+    flags: Bytes
+    references: Bytes
+    alone: Bytes
+    scales: Bytes
+    own: int
+    referring: int
+    crc: int
+
+    def merged(self) -> NDArray[np.bool_]:
+        """Which of the tokens that are not of shared ids refer to the codebook."""
+        if not self.referring:
+            return np.zeros(self.own, np.bool_)
+        return np.unpackbits(self.flags, count=self.own).view(np.bool_)
+
+
+def _low_bytes(values: Ints, widths: Ints) -> Bytes:
+    """Numbers one after the other, each in so many bytes, lowest first."""
+    planes = values.astype("<u8").view(np.uint8).reshape(-1, 8)
+    picked: Bytes = planes[np.arange(8) < widths[:, None]]
+    return picked
+
+
+def _from_bytes(data: Bytes, widths: Ints) -> Ints:
+    """The inverse of :func:`_low_bytes`."""
+    _require(len(data) == widths.sum())
+    planes = np.zeros((len(widths), 8), np.uint8)
+    planes[np.arange(8) < widths[:, None]] = data
+    return planes.view("<i8")[:, 0].astype(np.int64)
+
+
+# -- the file ---------------------------------------------------------------------------------
+
+
+def write_coding(
+    path: Path, spec: StoreSpec, generation: int, tables: CodingTables, codebook: Path
+) -> None:
+    """Write a generation's coding file.
+
+    Args:
+        path: The file; it appears when it is whole.
+        spec: The store's.
+        generation: The generation's number.
+        tables: All but the codebook, which may be larger than memory.
+        codebook: A file with its rows.
+    """
+    groups = int(tables.groups.sum())
+    size = groups * tables.bits_bytes
+    head = HEAD.pack(
+        MAGIC, 1, spec.store_id, generation, spec.row_bytes, tables.scale_bytes, len(tables.ids),
+        int(tables.shared.sum()), groups,
+    )  # fmt: skip
+    with files.NewFile(path) as new:
+        new.write(
+            with_crc(
+                section_seed(spec.store_id, generation, CODING), head,
+                tables.ids.astype("<u4").tobytes(), np.packbits(tables.shared).tobytes(),
+                tables.groups.astype("<u4").tobytes(), tables.rows.tobytes(),
+            )
+        )  # fmt: skip
+        for chunk in files.read_chunks(codebook, size):
+            new.write(chunk)
+        new.commit()
+
+
+def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> CodingTables:
+    """Read and check a coding file; the codebook is mapped, not read.
+
+    Raises:
+        CorruptError: It is damaged, or not of this store and generation.
+    """
+    fd = files.open_exact(path, size)
+    try:
+        head = files.read_exact(fd, min(HEAD.size, size), 0, path)
+        if len(head) < HEAD.size:
+            raise _damaged(path)
+        magic, version, owner, number, row_bytes, scale_bytes, ranks, shared, groups = HEAD.unpack(
+            head
+        )
+        if (magic, version, owner, number, row_bytes, scale_bytes) != (
+            MAGIC, 1, spec.store_id, generation, spec.row_bytes, spec.scale_bytes,
+        ):  # fmt: skip
+            raise _damaged(path)
+        bits = row_bytes - scale_bytes
+        counts = (4 * ranks, -(-ranks // 8), 4 * ranks, shared * row_bytes)
+        checked = HEAD.size + sum(counts) + _CRC.size
+        if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
+            raise _damaged(path)
+        data = files.read_exact(fd, checked, 0, path)
+    finally:
+        files.ops.close(fd)
+    if not crc_matches(section_seed(spec.store_id, generation, CODING), data):
+        raise _damaged(path)
+    ends = np.cumsum((HEAD.size, *counts)).tolist()
+    ids, flags, sizes, rows = (data[a:z] for a, z in pairwise(ends))
+    tables = CodingTables(
+        np.frombuffer(ids, "<u4").astype(np.int64),
+        np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).view(np.bool_),
+        np.frombuffer(rows, np.uint8).reshape(shared, row_bytes),
+        np.frombuffer(sizes, "<u4").astype(np.int64),
+        # What is read from here is checked by the CRC of the record that refers to it.
+        np.memmap(path, np.uint8, "r", checked, (groups, bits))
+        if groups
+        else np.empty((0, bits), np.uint8),
+        scale_bytes,
+    )
+    if (
+        int(tables.shared.sum()) != shared
+        or int(tables.groups.sum()) != groups
+        or len(np.unique(tables.ids)) != ranks
+        or (ranks and int(tables.ids.max()) >= MOST_IDS)
+    ):
+        raise _damaged(path)
+    return tables
+
+
+def load_coder(path: Path, manifest: Manifest) -> Coder | None:
+    """What the coded states of a store are decoded with; None in a store that has none.
+
+    Raises:
+        CorruptError: The coding file is damaged.
+    """
+    for entry in manifest.files:
+        if entry.name.startswith(CODING_FILE):
+            generation = added_by(entry.name)
+            return Coder(load_coding(path / entry.name, manifest.spec, generation, entry.bytes))
+    return None
+
+
+def undecodable(where: str) -> CorruptError:
+    """What is raised for a coded state of which nothing can be made."""
+    return CorruptError("a state that cannot be decoded", where=where,
+                        expected="a matching checksum", found="another",
+                        todo="run `btr verify`, then restore the damaged file")  # fmt: skip
+
+
+def _damaged(path: Path) -> CorruptError:
+    return CorruptError("damaged coding tables", where=str(path),
+                        todo="restore the file, or build the store again")  # fmt: skip

@@ -1,0 +1,189 @@
+"""Offline compression: what is shared and merged, and that nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+import btr.compressing
+from btr.bits import hamming
+from btr.compressing import Compression, compress, merge_occurrences
+from btr.errors import IncompatibleError, UsageError
+from btr.indexing import build_index
+from btr.readers.bert import BertReader
+from btr.retrieval.dense import Embedder
+from btr.retrieval.hybrid import build_indexes
+from btr.stop_words import is_shared, shared_ids
+from btr.store.change import compact, remove_passages
+from btr.store.check import verify
+from btr.store.reader import TokenStore
+from btr.store.sizes import store_sizes
+from tiny_readers import make_reader
+
+
+@pytest.fixture(scope="module")
+def reader(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
+) -> BertReader:
+    return make_reader(tmp_path_factory.mktemp("reader") / "btr", tokenizer, "btr", 2)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+def lines(first: int, last: int) -> str:
+    words = ("the river", "a lake", "of snow", "the stone bridge", "king harald", "birds rest")
+    return "".join(
+        f'{{"id": "p{i}", "text": "In {i}, {words[i % 6]} was {words[i % 5]} of {i * i}."}}\n'
+        for i in range(first, last)
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path, reader: BertReader, embedder: Embedder) -> Path:
+    (tmp_path / "in.jsonl").write_text(lines(0, 40))
+    build_index([tmp_path / "in.jsonl"], tmp_path / "s", reader, embedder=embedder,
+                shard_passages=16)  # fmt: skip
+    return tmp_path / "s"
+
+
+def rows_of(path: Path, reader: BertReader) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and token ids of all tokens."""
+    with TokenStore.open(path, fingerprint=reader.fingerprint) as store:
+        every = range(len(store))
+        rows = np.concatenate([state.rows for state in store.states(every)])
+        ids = np.concatenate(reader.token_ids(store.passages(every)))
+    return rows, ids
+
+
+def test_stop_words_share_their_majority_and_nothing_else_changes(
+    store: Path, reader: BertReader
+) -> None:
+    before, ids = rows_of(store, reader)
+    manifest = compress(store, reader, Compression(ratio=0))
+    after, _ = rows_of(store, reader)
+    shared = shared_ids(reader.vocabulary)
+    assert {reader.vocabulary[i] for i in np.unique(ids) if shared[i]} >= {"the", "of", "."}
+    assert np.array_equal(after[~shared[ids]], before[~shared[ids]])
+    for token in np.unique(ids[shared[ids]]):
+        positive = np.unpackbits(before[ids == token], axis=1).mean(0) > 0.5
+        assert np.all(np.unpackbits(after[ids == token], axis=1) == positive)
+    assert manifest.compression["shared_tokens"] == int(shared[ids].sum())
+    assert verify(store).ok
+
+
+def test_the_closest_occurrences_of_an_id_merge(store: Path, reader: BertReader) -> None:
+    before, ids = rows_of(store, reader)
+    manifest = compress(store, reader, Compression(ratio=0.25))
+    after, _ = rows_of(store, reader)
+    shared = shared_ids(reader.vocabulary)
+    merged = 0
+    for token in np.unique(ids[~shared[ids]]):
+        mine = ids == token
+        wanted, _ = merge_occurrences(before[mine], 0.25)
+        distinct = len(np.unique(after[mine], axis=0))
+        assert distinct <= len(np.unique(before[mine], axis=0))
+        merged += len(wanted)
+    assert manifest.compression["merged_vectors"] == merged > 5
+    sizes = store_sizes(store, manifest)
+    total = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
+    assert sum(sizes.by_part.values()) == total
+    assert min(sizes.bits, sizes.refs, sizes.codebook) > 0
+    assert verify(store).ok
+
+
+def test_links_are_those_of_the_definition() -> None:
+    rows = np.random.default_rng(2).integers(0, 256, (9, 4), np.uint8)
+    merged, groups = merge_occurrences(rows, 0.34)
+    distance = hamming(rows[::2], rows[1::2])
+    nearest = distance.min(1)
+    linked = sorted(range(5), key=lambda i: (nearest[i], i))[:3]
+    partners = {int(distance[i].argmin()) for i in linked}
+    assert len(merged) == len(partners)
+    for i in linked:
+        assert groups[2 * i] == groups[2 * int(distance[i].argmin()) + 1] >= 0
+    assert np.count_nonzero(groups >= 0) == 3 + len(partners)
+    assert [x.shape for x in merge_occurrences(rows[:1], 0.5)] == [(0, 4), (1,)]
+
+
+def test_many_occurrences_are_matched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(5)
+    centres = draw.integers(0, 256, (40, 16), np.uint8)
+    flips = np.packbits(draw.random((6000, 128)) < 0.02, axis=1)
+    rows = centres[draw.integers(0, 40, 6000)] ^ flips
+    whole, _ = merge_occurrences(rows, 0.2)
+    monkeypatch.setattr(btr.compressing, "BLOCK", 1000)
+    merged, groups = merge_occurrences(rows, 0.2)
+    lost = 6000 - (np.count_nonzero(groups < 0) + len(merged))
+    assert lost == 1200
+    assert groups.max() == len(merged) - 1
+    member = rows[groups >= 0]
+    apart = np.unpackbits(member ^ merged[groups[groups >= 0]], axis=1).sum(1).mean()
+    assert apart < 4  # of 128 dimensions: those of one centre were found
+    assert abs(len(whole) - len(merged)) < 400
+
+
+def test_a_compressed_store_can_be_added_to_thinned_and_compressed_again(
+    tmp_path: Path, store: Path, reader: BertReader, embedder: Embedder
+) -> None:
+    compress(store, reader, Compression())
+    first, _ = rows_of(store, reader)
+    (tmp_path / "more.jsonl").write_text(lines(40, 50))
+    build_index([tmp_path / "more.jsonl"], store, reader, embedder=embedder, shard_passages=16,
+                add=True)  # fmt: skip
+    added, _ = rows_of(store, reader)
+    assert np.array_equal(added[: len(first)], first)
+    remove_passages(store, [0, 45])
+    compact(store, build_indexes)
+    assert verify(store).ok
+    with TokenStore.open(store) as opened:
+        assert len(opened) == 48
+        tokens = sum(len(ids) for ids in reader.token_ids(opened.passages(range(48))))
+    rows, _ = rows_of(store, reader)
+    assert len(rows) == tokens
+    before = store_sizes(store, TokenStore.open(store).manifest).state_bytes_per_token
+    manifest = compress(store, reader, Compression(top=30))
+    assert store_sizes(store, manifest).state_bytes_per_token < before
+    assert verify(store).ok
+    assert not list(tmp_path.glob("s.*"))
+
+
+def test_all_ids_may_share(store: Path, reader: BertReader) -> None:
+    manifest = compress(store, reader, Compression(ratio=0.3, top=10_000))
+    rows, ids = rows_of(store, reader)
+    assert len(np.unique(rows, axis=0)) <= len(np.unique(ids))
+    assert manifest.compression["merged_vectors"] == 0
+
+
+def test_what_cannot_be_compressed_is_refused(
+    tmp_path: Path, store: Path, reader: BertReader, tokenizer: PreTrainedTokenizerBase,
+    embedder: Embedder,
+) -> None:  # fmt: skip
+    for wrong in (Compression(ratio=0.6), Compression(ratio=-1), Compression(top=-1)):
+        with pytest.raises(UsageError, match="out of range"):
+            compress(store, reader, wrong)
+    other = make_reader(tmp_path / "other", tokenizer, "btr", 2, seed=9)
+    with pytest.raises(IncompatibleError, match="another reader"):
+        compress(store, other, Compression())
+    decomposed = make_reader(tmp_path / "decomposed", tokenizer, "decomposed", 2)
+    build_index([tmp_path / "in.jsonl"], tmp_path / "f", decomposed, embedder=embedder)
+    with pytest.raises(UsageError, match="only bits"):
+        compress(tmp_path / "f", decomposed, Compression())
+    assert not list(tmp_path.glob("*.building"))
+
+
+@pytest.mark.parametrize(
+    ("token", "shared"),
+    [
+        ("the", True), ("▁The", True), ("Ġof", True), (",", True), ("##.", True), ("##s", False),
+        ("river", False), ("▁", False), ("[CLS]", False), ("</s>", False), ("$", True), ("a", True),
+        ("##a", False), ("--", True), ("1", False),
+    ],
+)  # fmt: skip
+def test_stop_words_and_punctuation_share(token: str, shared: bool) -> None:
+    assert is_shared(token) is shared
