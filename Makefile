@@ -2,7 +2,7 @@
 # Options of a command go into ARGS: make test ARGS="-k store", make bench ARGS="--help".
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test torture lint bench docs clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -22,6 +22,9 @@ demo: .venv/installed  ## Build a store from the bundled corpus and answer quest
 
 test: .venv/installed  ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: .venv/installed  ## Break stores in every way, as often as a release asks for
+	$(BIN)/python -m pytest tests/store --torture --timeout 7200 $(ARGS)
 
 lint: .venv/installed  ## Check style, format and types
 	$(BIN)/ruff check

@@ -21,6 +21,11 @@ settings.register_profile("btr", deadline=None, derandomize=True, print_blob=Tru
 settings.load_profile("btr")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--torture``: try faults as often as a release asks for."""
+    parser.addoption("--torture", action="store_true", help="try faults many times, for a release")
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """A small WordPiece tokenizer."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,11 @@ def tree(path: Path) -> dict[str, bytes]:
     return {
         name: (path / name).read_bytes() for name, folder in files.list_tree(path) if not folder
     }
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A folder's copy."""
+    shutil.copytree(source, target)
 
 
 # -- operations that fail -----------------------------------------------------------------------

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import stub_store as stub
+from stub_changes import CHANGES, add, contents, expected
 
 from btr import files
-from btr.errors import BtrError, IncompatibleError, InputError, LockedError, UsageError
-from btr.store import Manifest, StoreSpec, StoreWriter, TokenStore, verify
+from btr.errors import (
+    BtrError,
+    IncompatibleError,
+    InputError,
+    LockedError,
+    ResourceError,
+    UsageError,
+)
+from btr.store import StoreWriter, TokenStore, verify
 from btr.store.change import compact, remove_passages
 from btr.store.removed import load_removed
-
-
-def add(
-    path: Path, first: int, n: int, *, resume: bool = False, of: StoreSpec | None = None
-) -> Manifest:
-    """Add the stub's passages ``first .. first + n - 1``."""
-    spec = of or stub.spec(sources_digest="more")
-    with StoreWriter.create(path, spec, resume=resume, add=True) as writer:
-        for start in range(first + writer.committed, first + n, spec.passages_per_shard):
-            numbers = range(start, min(first + n, start + spec.passages_per_shard))
-            writer.write_shard(
-                [stub.passage(i) for i in numbers], [stub.state(i) for i in numbers],
-                stub.vectors(numbers.start, numbers.stop),
-            )  # fmt: skip
-        return writer.finish({"stored": n}, stub.derive, None)
-
-
-def contents(path: Path) -> list[tuple[str, bytes, bytes]]:
-    """Id, state and vector of every passage that counts."""
-    with TokenStore.open(path) as store:
-        live = [o for o in range(len(store)) if not store.is_removed(o)]
-        vectors = store.vectors_of(live)
-        return [
-            (passage.id, state.rows.tobytes(), vector.tobytes())
-            for passage, state, vector in zip(
-                store.passages(live), store.states(live), vectors, strict=True
-            )
-        ]
-
-
-def expected(*numbers: int) -> list[tuple[str, bytes, bytes]]:
-    return [
-        (stub.passage(i).id, stub.state(i).rows.tobytes(), stub.vectors(i, i + 1).tobytes())
-        for i in numbers
-    ]
 
 
 @pytest.fixture
@@ -184,75 +159,71 @@ def test_a_store_cannot_lose_everything_or_what_it_has_not(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir() if p.is_dir()] == ["store"]
 
 
-CHANGES: list[tuple[Callable[[Path], object], Callable[[Path], object], tuple[int, ...]]] = [
-    (lambda p: add(p, 5, 3), lambda p: add(p, 5, 3, resume=True), tuple(range(8))),
-    (lambda p: remove_passages(p, [1, 2]), lambda p: remove_passages(p, [1, 2]), (0, 3, 4)),
-]
+def changed(tmp_path: Path, name: str, number: int) -> Path:
+    """A store that a change is to be made of."""
+    path = tmp_path / str(number) / "store"
+    path.parent.mkdir()
+    with stub.unsynced():
+        CHANGES[name].prepare(path)
+    return path
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_crash_at_any_operation_leaves_the_old_or_the_new(
-    tmp_path: Path, change: tuple[Callable[..., object], Callable[..., object], tuple[int, ...]]
-) -> None:
-    run, again, after = change
+def has_ended_well(path: Path, name: str, new: list[tuple[str, bytes, bytes]]) -> None:
+    """After whatever befell it, a change can be made again, and nothing is left over."""
+    change = CHANGES[name]
+    assert contents(path) in (expected(*change.before), new)
+    assert verify(path).ok
+    with stub.unsynced():
+        # An addition that was published may have left a folder that says so.
+        if contents(path) != new or (path.parent / "store.building/build.json").exists():
+            change.again(path)
+        assert contents(path) == new
+        remove_passages(path, [0])  # collects what is left
+    with TokenStore.open(path) as store:
+        names = {entry.name for entry in store.manifest.files}
+        generation = store.manifest.generation
+    assert set(stub.tree(path)) == names | {f"manifests/{generation:08d}.json"}
+    assert not list(path.parent.glob("store.*"))
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])
+def test_a_crash_at_any_operation_leaves_the_old_or_the_new(tmp_path: Path, name: str) -> None:
+    reference = changed(tmp_path, name, -1)
+    CHANGES[name].run(reference)
     at, ended = 0, False
     while not ended:
-        path = tmp_path / str(at) / "store"
-        path.parent.mkdir()
-        with stub.unsynced():
-            stub.build(path, 5)
+        path = changed(tmp_path, name, at)
         with stub.operations(stub.CrashingFiles(at)):
             try:
-                run(path)
+                CHANGES[name].run(path)
                 ended = True
             except stub.Crash:
                 pass
-        assert contents(path) in (expected(*range(5)), expected(*after)), f"operation {at}"
-        assert verify(path).ok
-        with stub.unsynced():
-            # An addition that was published may have left a folder that says so.
-            if (
-                contents(path) != expected(*after)
-                or (path.parent / "store.building/build.json").exists()
-            ):
-                again(path)
-        assert contents(path) == expected(*after), f"operation {at}"
-        with stub.unsynced():
-            remove_passages(path, [0])  # collects what the crash has left
-        with TokenStore.open(path) as store:
-            names = {entry.name for entry in store.manifest.files}
-            generation = store.manifest.generation
-        assert set(stub.tree(path)) == names | {f"manifests/{generation:08d}.json"}
-        assert not list(path.parent.glob("store.*"))
+        has_ended_well(path, name, contents(reference))
         at += 1
     assert at > 15
 
 
-def test_a_crash_at_any_operation_of_a_compaction(tmp_path: Path) -> None:
-    at, ended = 0, False
-    while not ended:
-        path = tmp_path / str(at) / "store"
-        path.parent.mkdir()
-        with stub.unsynced():
-            stub.build(path, 5)
-            add(path, 5, 2)
-            remove_passages(path, [3])
-        with stub.operations(stub.CrashingFiles(at)):
+@pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])
+def test_a_full_disk_is_an_error_and_the_change_can_be_made_later(
+    tmp_path: Path, name: str
+) -> None:
+    reference = changed(tmp_path, name, -1)
+    CHANGES[name].run(reference)
+    at, failed = 0, ["something"]
+    while failed:
+        path = changed(tmp_path, name, at)
+        fake, failed = stub.failing(at, errno.ENOSPC)
+        told = ""
+        with stub.operations(fake):
             try:
-                compact(path, stub.derive)
-                ended = True
-            except stub.Crash:
-                pass
-        assert contents(path) == expected(0, 1, 2, 4, 5, 6), f"operation {at}"
-        with stub.unsynced():
-            manifest = compact(path, stub.derive)
-        assert len(manifest.shards) == 3
-        assert contents(path) == expected(0, 1, 2, 4, 5, 6)
-        names = {entry.name for entry in manifest.files}
-        assert set(stub.tree(path)) == names | {f"manifests/{manifest.generation:08d}.json"}
-        assert not list(path.parent.glob("store.*"))
+                CHANGES[name].run(path)
+            except ResourceError as caught:
+                told = caught.todo
+        assert ("committed work is intact" in told) == bool(failed)
+        has_ended_well(path, name, contents(reference))
         at += 1
-    assert at > 60
+    assert at > 8
 
 
 def test_without_working_locks_only_one_of_two_writers_commits(
@@ -285,3 +256,51 @@ def test_damage_of_a_list_of_removed_passages_is_found(path: Path) -> None:
             TokenStore.open(path)
     (path / name).write_bytes(data)
     assert load_removed(path / name, manifest, len(data)).tolist() == [1, 3]
+
+
+def test_readers_see_one_whole_generation_whatever_is_committed(
+    path: Path, effort: Callable[[str, int, int], int]
+) -> None:
+    commits = effort("commits under four readers", 12, 50)
+    errors: list[BaseException] = []
+    reads: list[int] = []
+    over = threading.Event()
+
+    def read() -> None:
+        count = 0
+        try:
+            while not over.is_set():
+                with TokenStore.open(path) as store:
+                    live = [o for o in range(len(store)) if not store.is_removed(o)]
+                    ids = [passage.id for passage in store.passages(live)]
+                    for passage_id, state in zip(ids, store.states(live), strict=True):
+                        number = int(passage_id.removeprefix("id-"))
+                        assert state.rows.tobytes() == stub.state(number).rows.tobytes()
+                        assert live[ids.index(passage_id)] == store.ordinal(passage_id)
+                    # Each commit keeps passage 0 and the newest one.
+                    assert "id-00000" in ids
+                    count += 1
+        except BaseException as error:
+            errors.append(error)
+        reads.append(count)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(commits):
+        add(path, 5 + i, 1)
+        with TokenStore.open(path) as store:
+            newest = store.ordinal(stub.passage(5 + i).id)
+        remove_passages(path, [newest - 1])
+        if i % 5 == 4:
+            compact(path, stub.derive)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors[0]
+    assert min(reads) > 0
+    remove_passages(path, [1])  # collects what the readers have left
+    with TokenStore.open(path) as store:
+        names = {entry.name for entry in store.manifest.files}
+        generation = store.manifest.generation
+    assert set(stub.tree(path)) == names | {f"manifests/{generation:08d}.json"}

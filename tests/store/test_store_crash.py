@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,11 @@ def ended(process: subprocess.Popen[bytes]) -> int:
     return process.returncode
 
 
-def test_kill_9_at_random_moments(memory_folder: Path) -> None:
+def test_kill_9_at_random_moments(
+    memory_folder: Path, effort: Callable[[str, int, int], int]
+) -> None:
     n, size = 400, 5
+    kills = effort("kill -9 of a build, each resuming what the last one left", 40, 300)
     process = start(memory_folder / "reference", n, size)
     began = time.perf_counter()
     assert ended(process) == 0
@@ -193,7 +197,7 @@ def test_kill_9_at_random_moments(memory_folder: Path) -> None:
     draw = random.Random(40)
     killed = finished = 0
     path = memory_folder / "store"
-    while killed < 40:
+    while killed < kills:
         # Each kill resumes what the last one left, so that a build is hit again and again.
         process = start(path, n, size)
         time.sleep(draw.uniform(0, 0.6 * duration))
@@ -215,8 +219,10 @@ def test_of_two_processes_exactly_one_builds(memory_folder: Path) -> None:
     assert verify(memory_folder / "store").ok
 
 
-def test_of_two_writers_exactly_one_wins(tmp_path: Path) -> None:
-    for race in range(20):
+def test_of_two_writers_exactly_one_wins(
+    tmp_path: Path, effort: Callable[[str, int, int], int]
+) -> None:
+    for race in range(effort("races of two writers", 20, 100)):
         gate, done = threading.Barrier(2), threading.Barrier(2)
         results: list[object] = []
 

@@ -121,10 +121,11 @@ class Building:
                                  todo="remove it and run again with --resume")  # fmt: skip
             files.rename(self.root, self.target)
             return
+        # Linked, not moved: until the manifest is there, every file has its name here for certain.
         for entry in manifest.files:
             if os.path.lexists(self.root / entry.name):
                 self._folders_for(entry.name)
-                files.rename(self.root / entry.name, self.target / entry.name)
+                self._link(entry.name)
             elif not os.path.lexists(self.target / entry.name):
                 raise CorruptError("a file is missing", where=str(self.target / entry.name),
                                    todo="restore the store from a copy")  # fmt: skip
@@ -137,6 +138,13 @@ class Building:
                                   where=str(self.target / name), expected="no such generation",
                                   todo="run again")  # fmt: skip
         self.discard()
+
+    def _link(self, name: str) -> None:
+        here, there = self.root / name, self.target / name
+        if not files.link(here, there) and not os.path.samestat(os.lstat(here), os.lstat(there)):
+            # Left by a change whose building folder someone has removed; no manifest names it.
+            files.remove(there)
+            files.link(here, there)
 
     def seal(
         self,

@@ -47,6 +47,7 @@ def remove_passages(path: Path | str, ordinals: Iterable[int]) -> Manifest:
         old = building.removed()
         gone = np.union1d(old, np.asarray(sorted(ordinals), np.int64))
         if len(gone) == len(old):
+            building.collect()
             return base
         if gone[0] < 0 or gone[-1] >= base.ordinals:
             raise UsageError("no such passage", where=str(path),

@@ -18,8 +18,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -192,19 +193,24 @@ class Coder:
 
     def _cut(self, record: StateRecord) -> _Parts | None:
         """The parts of a record's body, if they fill it."""
-        body, t, b = record.body, record.tokens, self.tables.bits_bytes
+        body, b = record.body.data, self.tables.bits_bytes
         if len(body) < BODY.size + _CRC.size:
             return None
-        trail, alone, referring, references = BODY.unpack(body[: BODY.size].tobytes())
-        flags = -(-(alone + referring) // 8) if referring else 0
-        scales = (alone + referring) * self.tables.scale_bytes
-        sizes = (t, trail, flags, references, alone * b, scales)
-        if BODY.size + sum(sizes) + _CRC.size != len(body):
+        trail, alone, referring, references = BODY.unpack_from(body)
+        own = alone + referring
+        flags = -(-own // 8) if referring else 0
+        a = BODY.size + record.tokens
+        c = a + trail
+        d = c + flags
+        e = d + references
+        f = e + alone * b
+        g = f + own * self.tables.scale_bytes
+        if g + _CRC.size != len(body):
             return None
-        ends = np.cumsum((BODY.size, *sizes)).tolist()
-        lead, extra, bitmap, links, bits, scale = (body[a:z] for a, z in pairwise(ends))
-        (crc,) = _CRC.unpack(body[ends[-1] :].tobytes())
-        return _Parts(lead, extra, bitmap, links, bits, scale, alone + referring, referring, crc)
+        (crc,) = _CRC.unpack_from(body, g)
+        return _Parts(
+            body[BODY.size : a], body[a:c], body[c:d], body[d:e], body[e:f], body[f:g], own, crc
+        )
 
     def _rows_of(self, cuts: Sequence[_Parts]) -> list[Bytes]:
         """The rows of passages.
@@ -215,32 +221,30 @@ class Coder:
         if not cuts:
             return []
         tables, b = self.tables, self.tables.bits_bytes
-        rank = np.concatenate([cut.lead for cut in cuts]).astype(np.int64)
-        wide = rank >= self._one_byte
-        longer = _from_bytes(
-            np.concatenate([cut.trail for cut in cuts]),
-            np.full(np.count_nonzero(wide), self._trail),
-        )
+        rank = _joined([cut.lead for cut in cuts]).astype(np.int64)
+        wide = np.flatnonzero(rank >= self._one_byte)
+        trail = np.full(len(wide), self._trail)
+        longer = _from_bytes(_joined([cut.trail for cut in cuts]), trail)
         rank[wide] = self._one_byte + ((rank[wide] - self._one_byte) << 8 * self._trail) + longer
         _require(rank.max(initial=0) < len(tables.ids))
         shared = tables.shared[rank]
         own = np.flatnonzero(~shared)
-        merged = np.concatenate([cut.merged() for cut in cuts])
+        merged = _flags(cuts)
         _require(len(merged) == len(own))
         alone, referring = own[~merged], own[merged]
-        references = np.concatenate([cut.references for cut in cuts])
+        references = _joined([cut.references for cut in cuts])
         groups = _from_bytes(references, self._widths[rank[referring]])
         _require(bool(np.all(groups < tables.groups[rank[referring]])))
-        bits = np.concatenate([cut.alone for cut in cuts])
+        bits = _joined([cut.alone for cut in cuts])
         _require(len(bits) == len(alone) * b)
         rows = np.empty((len(rank), b + tables.scale_bytes), np.uint8)
         rows[shared] = tables.rows[self._rows[rank[shared]]]
         rows[alone, :b] = bits.reshape(-1, b)
         rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups]
         if tables.scale_bytes:
-            scales = np.concatenate([cut.scales for cut in cuts])
-            rows[own, b:] = scales.reshape(-1, tables.scale_bytes)
-        return np.split(rows, np.cumsum([len(cut.lead) for cut in cuts])[:-1])
+            rows[own, b:] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
+        ends = accumulate(len(cut.lead) for cut in cuts)
+        return [rows[end - len(cut.lead) : end] for cut, end in zip(cuts, ends, strict=True)]
 
 
 class _MalformedError(Exception):
@@ -252,25 +256,41 @@ def _require(true: bool) -> None:
         raise _MalformedError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Parts:
+class _Parts(NamedTuple):
     """The parts of a coded record's body, and how many of its tokens are not of shared ids."""
 
-    lead: Bytes
-    trail: Bytes
-    flags: Bytes
-    references: Bytes
-    alone: Bytes
-    scales: Bytes
+    lead: memoryview
+    trail: memoryview
+    flags: memoryview
+    references: memoryview
+    alone: memoryview
+    scales: memoryview
     own: int
-    referring: int
     crc: int
 
-    def merged(self) -> NDArray[np.bool_]:
-        """Which of the tokens that are not of shared ids refer to the codebook."""
-        if not self.referring:
-            return np.zeros(self.own, np.bool_)
-        return np.unpackbits(self.flags, count=self.own).view(np.bool_)
+
+def _joined(parts: Sequence[memoryview]) -> Bytes:
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def _flags(cuts: Sequence[_Parts]) -> NDArray[np.bool_]:
+    """Which of the tokens that are not of shared ids refer to the codebook, of all passages."""
+    own = np.array([cut.own for cut in cuts])
+    present = np.array([len(cut.flags) for cut in cuts])
+    bits = np.unpackbits(_joined([cut.flags for cut in cuts])).view(np.bool_)
+    if not present.all():
+        # Without a reference there are no flags, and none is set.
+        flags = np.zeros(own.sum(), np.bool_)
+        held = np.repeat(present > 0, own)
+        flags[held] = bits[_places(own[present > 0], present[present > 0])]
+        return flags
+    return bits[_places(own, present)]
+
+
+def _places(counts: Ints, sizes: Ints) -> Ints:
+    """Places of the first ``counts`` bits of each run of ``sizes`` bytes."""
+    starts = 8 * (np.cumsum(sizes) - sizes)
+    return np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
 
 def _low_bytes(values: Ints, widths: Ints) -> Bytes:

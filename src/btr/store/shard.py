@@ -274,8 +274,8 @@ class StateRecord(NamedTuple):
     @classmethod
     def of(cls, record: bytes) -> StateRecord:
         """The record of bytes whose CRC matches."""
-        end = len(record) - _CRC.size
-        body: np.ndarray = np.frombuffer(record[_STATE.size : end], np.uint8)
+        size = len(record) - _STATE.size - _CRC.size
+        body: np.ndarray = np.frombuffer(record, np.uint8, size, _STATE.size)
         return cls(record[: _STATE.size], body)
 
 

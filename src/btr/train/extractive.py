@@ -334,6 +334,9 @@ def train_extractive(
         network = _of_mode(folder, "btr", stage)
         reader = BertReader(network, tokenizer, found, folder.name)
         data.rows = stored_rows(reader, builder.passages, store)
+    elif found.mode == "btr":
+        # Step 3 goes on from what it made.
+        network = _of_mode(folder, "btr", stage)
     else:
         network = start_binarized(_of_mode(folder, "decomposed", stage), data, settings.rule)
     labels = data_settings.labels or found.labels
