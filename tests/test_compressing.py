@@ -19,6 +19,15 @@ from btr.retrieval.hybrid import build_indexes
 from btr.stop_words import is_shared, shared_ids
 from btr.store.change import compact, remove_passages
 from btr.store.check import verify
+from btr.store.entropy import (
+    CLASSES,
+    DRIFTS,
+    BitModel,
+    class_of,
+    kernels,
+    nominal,
+    probabilities,
+)
 from btr.store.reader import TokenStore
 from btr.store.sizes import store_sizes
 from tiny_readers import make_reader
@@ -151,6 +160,36 @@ def test_a_compressed_store_can_be_added_to_thinned_and_compressed_again(
     assert store_sizes(store, manifest).state_bytes_per_token < before
     assert verify(store).ok
     assert not list(tmp_path.glob("s.*"))
+
+
+def test_lossless_coding_changes_no_bit(store: Path, reader: BertReader) -> None:
+    compress(store, reader, Compression(ratio=0.2))
+    before, _ = rows_of(store, reader)
+    manifest = compress(store, reader, Compression(ratio=0, lossless=True))
+    after, _ = rows_of(store, reader)
+    assert np.array_equal(after, before)
+    assert manifest.compression["lossless"] is True
+    assert verify(store).ok
+
+
+def test_bits_that_can_be_foreseen_take_less_room() -> None:
+    draw = np.random.default_rng(8)
+    ids, d = 50, 64
+    chance = draw.beta(0.5, 0.5, (ids, d))
+    ranks = draw.integers(0, ids, 3000)
+    bits = (draw.random((3000, d)) < chance[ranks]).astype(np.uint8)
+    positive = np.zeros((ids, d), np.int64)
+    np.add.at(positive, ranks, bits)
+    classes = class_of(positive, np.bincount(ranks, minlength=ids), bits.mean(0))
+    counted = np.zeros((CLASSES * DRIFTS, 2), np.int64)
+    kernels().tally(bits, classes[ranks], counted, nominal())
+    model = BitModel(np.arange(ids), classes, probabilities(counted))
+    rows = np.packbits(bits, axis=1)
+    coded = model.encode(rows, ranks)
+    assert np.array_equal(model.decode([coded.data], [3000], ranks), rows)
+    entropy = -(chance * np.log2(chance) + (1 - chance) * np.log2(1 - chance)).mean()
+    # The classes were fitted to these very bits, so it may be a little less.
+    assert 0.95 * entropy < 8 * len(coded) / bits.size < 1.05 * entropy
 
 
 def test_all_ids_may_share(store: Path, reader: BertReader) -> None:

@@ -27,6 +27,15 @@ from btr.readers.base import Reader
 from btr.stop_words import shared_ids
 from btr.store.building import Building, finish_change
 from btr.store.coding import MOST_TOKENS, Coder, CodingTables, write_coding
+from btr.store.entropy import (
+    CLASSES,
+    DRIFTS,
+    BitModel,
+    class_of,
+    kernels,
+    nominal,
+    probabilities,
+)
 from btr.store.format import PARTS, Manifest, PassageState, ShardCommit, ShardEntry, StoreSpec
 from btr.store.names import CODING, SHARDS, coding_name, shard_name
 from btr.store.reader import TokenStore
@@ -42,7 +51,13 @@ BLOCK = 1 << 14
 GROUP = 256
 """Passages that are read and coded together."""
 
-Stage = Literal["counting", "merging", "writing"]
+CLASSED = 32
+"""Occurrences from which an id has probabilities of its own: what they save is then more."""
+
+SAMPLE = 20_000
+"""Passages in which probabilities are counted."""
+
+Stage = Literal["counting", "merging", "modelling", "writing"]
 Progress = Callable[[Stage, int, int], None]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -55,10 +70,12 @@ class Compression:
     Attributes:
         ratio: Share of the occurrences of every other id to lose by merging, 0 .. 0.5 (paper: 0.2).
         top: So many of the most frequent ids share their vectors too, whatever they mean.
+        lossless: Code the bits that are left. They come back as they were, in more time.
     """
 
     ratio: float = 0.2
     top: int = 0
+    lossless: bool = False
 
 
 def compress(
@@ -127,7 +144,7 @@ class _Work:
         vocabulary = reader.vocabulary
         self.share = shared_ids(vocabulary)
         self.counts = np.zeros(len(vocabulary), np.int64)
-        self.positive = np.zeros((len(vocabulary), 8 * self.bits_bytes), np.int64)
+        self.positive = np.zeros((len(vocabulary), 8 * self.bits_bytes), np.int32)
         self.scales = np.zeros(len(vocabulary))
         self.spent: Counter[str] = Counter()
         self._count()
@@ -138,13 +155,17 @@ class _Work:
         if how.ratio:
             self._scatter()
             self._merge()
+        if how.lossless:
+            self.tables = replace(self.tables, model=self._model())
 
     # -- pass 1 -------------------------------------------------------------------------------
 
-    def passages(self, stage: Stage) -> Iterator[tuple[list[PassageState], list[Ints]]]:
-        """States and token ids of all passages, group by group."""
+    def passages(
+        self, stage: Stage, every: int = 1
+    ) -> Iterator[tuple[list[PassageState], list[Ints]]]:
+        """States and token ids of all passages, group by group, or of each so many-th group."""
         total = len(self.store)
-        for first in range(0, total, GROUP):
+        for first in range(0, total, every * GROUP):
             ordinals = range(first, min(total, first + GROUP))
             states = self.store.states(ordinals)
             ids = self.reader.token_ids(self.store.passages(ordinals))
@@ -167,7 +188,7 @@ class _Work:
             order = np.argsort(flat, kind="stable")
             found, firsts = np.unique(flat[order], return_index=True)
             signs = np.unpackbits(rows[order, :b], axis=1)
-            self.positive[found] += np.add.reduceat(signs, firsts, axis=0, dtype=np.int64)
+            self.positive[found] += np.add.reduceat(signs, firsts, axis=0, dtype=np.int32)
             if self.spec.scale_bytes:
                 values = _scale_values(rows[order, b:], self.spec.kind)
                 self.scales[found] += np.add.reduceat(values, firsts)
@@ -247,6 +268,29 @@ class _Work:
         if sizes.sum():
             book = np.memmap(self.codebook, np.uint8, "r").reshape(-1, self.bits_bytes)
         self.tables = replace(self.tables, groups=sizes, codebook=book)
+
+    def _model(self) -> BitModel:
+        """Count what the bits of ids that are not shared are like."""
+        tables = self.tables
+        positive, counts = self.positive[tables.ids], self.counts[tables.ids]
+        own = ~tables.shared
+        prior = (positive[own].sum(0) + 1) / (counts[own].sum() + 2)
+        classed = own & (counts >= CLASSED)
+        classes = class_of(
+            np.concatenate([np.zeros((1, len(prior)), np.int64), positive[classed]]),
+            np.concatenate([[0], counts[classed]]), prior,
+        )  # fmt: skip
+        owner = np.where(classed, np.cumsum(classed), 0)
+        rank = np.full(len(self.counts), -1, np.int64)
+        rank[tables.ids] = np.arange(len(tables.ids))
+        counted = np.zeros((CLASSES * DRIFTS, 2), np.int64)
+        every = max(1, len(self.store) // SAMPLE)
+        for states, ids in self.passages("modelling", every):
+            for state, row in zip(states, ids, strict=True):
+                places = np.flatnonzero(own[rank[row]])
+                bits = np.unpackbits(state.rows[places, : self.bits_bytes], axis=1)
+                kernels().tally(bits, classes[owner[rank[row[places]]]], counted, nominal())
+        return BitModel(owner, classes, probabilities(counted))
 
     # -- pass 3 -------------------------------------------------------------------------------
 
@@ -357,6 +401,7 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
             "shared_ids": int(work.tables.shared.sum()),
             "shared_tokens": int(work.counts[work.tables.ids[work.tables.shared]].sum()),
             "merged_vectors": int(work.tables.groups.sum()),
+            "lossless": work.how.lossless,
             **work.spent,
         },
     )

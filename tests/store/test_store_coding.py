@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import random
+import struct
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import stub_store as stub
 
 from btr.errors import CorruptError
 from btr.store import PassageState
-from btr.store.coding import Coder, CodingTables, load_coding, write_coding
-from btr.store.shard import StateRecord, decode_state
+from btr.store.coding import CODING, Coder, CodingTables, load_coding, write_coding
+from btr.store.entropy import CLASSES, DRIFTS, SCALE, BitModel
+from btr.store.shard import StateRecord, decode_state, section_seed
 
 BITS = 3
 
 
-def tables(ids: int, scale_bytes: int, seed: int = 0) -> CodingTables:
+def tables(ids: int, scale_bytes: int, seed: int = 0, *, lossless: bool = False) -> CodingTables:
     """Of ``ids`` token ids, a third of them shared, groups of all sizes among the others."""
     draw = np.random.default_rng(seed)
     shared = draw.random(ids) < 1 / 3
     groups = np.where(shared, 0, draw.choice([0, 1, 5, 256, 257, 700], ids))
+    model = None
+    if lossless:
+        owns = draw.random(ids) < 0.5
+        model = BitModel(
+            np.where(owns, np.cumsum(owns), 0),
+            draw.integers(0, CLASSES, (int(owns.sum()) + 1, 8 * BITS), np.uint8),
+            draw.integers(1, SCALE, CLASSES * DRIFTS).astype(np.uint16),
+        )
     return CodingTables(
         draw.permutation(ids + 7)[:ids], shared,
         draw.integers(0, 256, (int(shared.sum()), BITS + scale_bytes), np.uint8), groups,
-        draw.integers(0, 256, (int(groups.sum()), BITS), np.uint8), scale_bytes,
+        draw.integers(0, 256, (int(groups.sum()), BITS), np.uint8), scale_bytes, model,
     )  # fmt: skip
 
 
@@ -62,8 +76,9 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
 
 @pytest.mark.parametrize("ids", [1, 2, 100, 256, 257, 3000, 65_536, 65_537, 70_000])
 @pytest.mark.parametrize("scale_bytes", [0, 2])
-def test_what_is_coded_comes_back(ids: int, scale_bytes: int) -> None:
-    of = tables(ids, scale_bytes)
+@pytest.mark.parametrize("lossless", [False, True])
+def test_what_is_coded_comes_back(ids: int, scale_bytes: int, lossless: bool) -> None:
+    of = tables(ids, scale_bytes, lossless=lossless)
     coder = Coder(of)
     given = states(of, 30)
     records = []
@@ -85,8 +100,9 @@ def test_frequent_ids_take_one_byte() -> None:
     assert tables(65_537, 0).trail_bytes == 2
 
 
-def test_damage_is_never_decoded_and_harms_only_its_passage() -> None:
-    of = tables(400, 1)
+@pytest.mark.parametrize("lossless", [False, True])
+def test_damage_is_never_decoded_and_harms_only_its_passage(lossless: bool) -> None:
+    of = tables(400, 1, lossless=lossless)
     coder = Coder(of)
     given = states(of, 4)
     records = [coder.encode(*one)[0] for one in given]
@@ -107,8 +123,9 @@ def test_damage_is_never_decoded_and_harms_only_its_passage() -> None:
         assert coder.decode([StateRecord(records[2].head, records[2].body[:length])]) == [None]
 
 
-def test_damage_of_the_codebook_or_the_tables_is_found(tmp_path: Path) -> None:
-    of = tables(60, 0)
+@pytest.mark.parametrize("lossless", [False, True])
+def test_damage_of_the_codebook_or_the_tables_is_found(tmp_path: Path, lossless: bool) -> None:
+    of = tables(60, 0, lossless=lossless)
     spec = stub.spec(dim=8 * BITS)
     (tmp_path / "book").write_bytes(of.codebook.tobytes())
     path = tmp_path / "coding"
@@ -141,6 +158,49 @@ def test_damage_of_the_codebook_or_the_tables_is_found(tmp_path: Path) -> None:
         path.write_bytes(data[:size])
         with pytest.raises(CorruptError):
             load_coding(path, spec, 3, size)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_hostile_coding_files(
+    memory_folder: Path, effort: Callable[[str, int, int], int], lossless: bool
+) -> None:
+    of, spec, path = (
+        tables(60, 0, lossless=lossless),
+        stub.spec(dim=8 * BITS),
+        memory_folder / "coding",
+    )
+    (memory_folder / "book").write_bytes(of.codebook.tobytes())
+    write_coding(path, spec, 3, of, memory_folder / "book")
+    data, seed = path.read_bytes(), section_seed(spec.store_id, 3, CODING)
+    checked = len(data) - of.codebook.nbytes
+    records = [Coder(of).encode(*one)[0] for one in states(of, 20)]
+    draw, opened = random.Random(4), 0
+    numbers = [0, 1, 255, 256, 65_536, (1 << 24) - 1, 1 << 24, (1 << 31) - 1, (1 << 32) - 1]
+    tries = effort("hostile coding files, checksums right", 2000, 50_000)
+    tracemalloc.start()
+    try:
+        for _ in range(tries):
+            bad = bytearray(data)
+            for _ in range(draw.randint(1, 3)):
+                at = draw.choice([draw.randrange(0, 64, 4), draw.randrange(64, checked - 4, 4)])
+                struct.pack_into("<I", bad, at, draw.choice(numbers))
+            if draw.random() < 0.1:
+                del bad[draw.randrange(len(bad)) :]
+            if len(bad) >= checked:
+                crc = google_crc32c.extend(seed, bytes(bad[: checked - 4]))
+                struct.pack_into("<I", bad, checked - 4, crc)
+            path.write_bytes(bad)
+            try:
+                coder = Coder(load_coding(path, spec, 3, len(bad)))
+            except CorruptError:
+                continue
+            opened += 1
+            for state, record in zip(coder.decode(records), records, strict=True):
+                assert state is None or len(state.rows) == record.tokens
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+    assert 0 < opened < tries
 
 
 def test_a_coded_record_is_no_raw_one() -> None:

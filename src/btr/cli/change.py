@@ -139,6 +139,11 @@ def compress(
         typer.Option("--top", min=0, help="So many of the most frequent tokens share one vector "
                      "each, besides stop words and punctuation."),
     ] = 0,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="Also code the bits that are left: smaller, and a little "
+                     "slower to read; needs numba."),
+    ] = False,
     json: JsonOption = "",
 ) -> None:  # fmt: skip
     """Make a store smaller: stop words share a vector, the closest vectors of a token merge.
@@ -156,7 +161,7 @@ def compress(
     with progress() as bar:
         task = bar.add_task("counting", total=None)
         manifest = run(
-            store, reader, Compression(ratio, top),
+            store, reader, Compression(ratio, top, lossless),
             lambda stage, done, total: bar.update(task, description=stage, completed=done,
                                                   total=total),
         )  # fmt: skip

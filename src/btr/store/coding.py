@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from btr import files
 from btr.errors import CorruptError
+from btr.store.entropy import CLASSES, DRIFTS, SCALE, BitModel
 from btr.store.format import Manifest, PassageState, StoreSpec
 from btr.store.names import CODING as CODING_FILE
 from btr.store.names import added_by
@@ -36,7 +38,7 @@ from btr.store.shard import StateRecord, crc_matches, section_seed, state_record
 MAGIC = b"\x89BTRcode"
 CODING = 9
 """Seed of the tables' CRC; not a section of a shard."""
-HEAD = struct.Struct("<8sI16sIIIIIQ")
+HEAD = struct.Struct("<8sI16sIIIIIIQ")
 BODY = struct.Struct("<HHHH")
 _CRC = struct.Struct("<I")
 MOST_TOKENS = 65_535
@@ -57,6 +59,7 @@ class CodingTables:
         groups: ``[R]`` merged vectors of each id.
         codebook: ``[sum of groups, b]`` merged vectors, by rank.
         scale_bytes: Of a token's scale.
+        model: What lone tokens' bits are coded with; None where they stand as they are.
     """
 
     ids: Ints
@@ -65,6 +68,7 @@ class CodingTables:
     groups: Ints
     codebook: Bytes
     scale_bytes: int
+    model: BitModel | None = None
 
     @property
     def one_byte(self) -> int:
@@ -111,8 +115,13 @@ class Coder:
         self._one_byte, self._trail = tables.one_byte, tables.trail_bytes
         self._rows, self._starts = tables.row_of(), tables.group_starts()
         self._widths = tables.reference_bytes()
-        self._rank_of = np.full(int(tables.ids.max(initial=0)) + 1, -1, np.int64)
-        self._rank_of[tables.ids] = np.arange(len(tables.ids))
+
+    @cached_property
+    def _rank_of(self) -> Ints:
+        """The rank of every id, -1 where it has none."""
+        ranks = np.full(int(self.tables.ids.max(initial=0)) + 1, -1, np.int64)
+        ranks[self.tables.ids] = np.arange(len(self.tables.ids))
+        return ranks
 
     def encode(self, state: PassageState, ids: Ints, groups: Ints) -> tuple[StateRecord, Bytes]:
         """A state's coded record.
@@ -138,6 +147,9 @@ class Coder:
         trail = _low_bytes(longer, np.full(len(longer), self._trail))
         references = _low_bytes(groups[referring], self._widths[rank[referring]])
         head = BODY.pack(len(trail), len(alone), len(referring), len(references))
+        bits = state.rows[alone, :b]
+        if tables.model is not None:
+            bits = tables.model.encode(bits, rank[alone])
         rows = np.empty_like(state.rows)
         rows[shared] = tables.rows[self._rows[rank[shared]]]
         rows[alone, :b] = state.rows[alone, :b]
@@ -147,7 +159,7 @@ class Coder:
             (
                 head, lead.tobytes(), trail.tobytes(),
                 np.packbits(merged).tobytes() if len(referring) else b"", references.tobytes(),
-                rows[alone, :b].tobytes(), rows[own, b:].tobytes(),
+                bits.tobytes(), rows[own, b:].tobytes(),
                 _CRC.pack(google_crc32c.value(rows.tobytes())),
             )
         )  # fmt: skip
@@ -203,13 +215,21 @@ class Coder:
         c = a + trail
         d = c + flags
         e = d + references
-        f = e + alone * b
-        g = f + own * self.tables.scale_bytes
-        if g + _CRC.size != len(body):
+        g = len(body) - _CRC.size
+        f = g - own * self.tables.scale_bytes
+        if f < e or (f - e != alone * b if self.tables.model is None else (f - e) % 2):
             return None
         (crc,) = _CRC.unpack_from(body, g)
         return _Parts(
-            body[BODY.size : a], body[a:c], body[c:d], body[d:e], body[e:f], body[f:g], own, crc
+            body[BODY.size : a],
+            body[a:c],
+            body[c:d],
+            body[d:e],
+            body[e:f],
+            body[f:g],
+            own,
+            alone,
+            crc,
         )
 
     def _rows_of(self, cuts: Sequence[_Parts]) -> list[Bytes]:
@@ -235,11 +255,15 @@ class Coder:
         references = _joined([cut.references for cut in cuts])
         groups = _from_bytes(references, self._widths[rank[referring]])
         _require(bool(np.all(groups < tables.groups[rank[referring]])))
-        bits = _joined([cut.alone for cut in cuts])
-        _require(len(bits) == len(alone) * b)
+        _require(sum(cut.lone for cut in cuts) == len(alone))
+        if tables.model is None:
+            bits = _joined([cut.alone for cut in cuts]).reshape(-1, b)
+        else:
+            counts = [cut.lone for cut in cuts]
+            bits = tables.model.decode([cut.alone for cut in cuts], counts, rank[alone])
         rows = np.empty((len(rank), b + tables.scale_bytes), np.uint8)
         rows[shared] = tables.rows[self._rows[rank[shared]]]
-        rows[alone, :b] = bits.reshape(-1, b)
+        rows[alone, :b] = bits
         rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups]
         if tables.scale_bytes:
             rows[own, b:] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
@@ -257,7 +281,7 @@ def _require(true: bool) -> None:
 
 
 class _Parts(NamedTuple):
-    """The parts of a coded record's body, and how many of its tokens are not of shared ids."""
+    """The parts of a coded record's body, and how many of its tokens are of which kind."""
 
     lead: memoryview
     trail: memoryview
@@ -266,6 +290,7 @@ class _Parts(NamedTuple):
     alone: memoryview
     scales: memoryview
     own: int
+    lone: int
     crc: int
 
 
@@ -327,7 +352,7 @@ def write_coding(
     size = groups * tables.bits_bytes
     head = HEAD.pack(
         MAGIC, 1, spec.store_id, generation, spec.row_bytes, tables.scale_bytes, len(tables.ids),
-        int(tables.shared.sum()), groups,
+        int(tables.shared.sum()), len(tables.model.classes) if tables.model else 0, groups,
     )  # fmt: skip
     with files.NewFile(path) as new:
         new.write(
@@ -335,6 +360,7 @@ def write_coding(
                 section_seed(spec.store_id, generation, CODING), head,
                 tables.ids.astype("<u4").tobytes(), np.packbits(tables.shared).tobytes(),
                 tables.groups.astype("<u4").tobytes(), tables.rows.tobytes(),
+                _model_bytes(tables.model),
             )
         )  # fmt: skip
         for chunk in files.read_chunks(codebook, size):
@@ -353,15 +379,17 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         head = files.read_exact(fd, min(HEAD.size, size), 0, path)
         if len(head) < HEAD.size:
             raise _damaged(path)
-        magic, version, owner, number, row_bytes, scale_bytes, ranks, shared, groups = HEAD.unpack(
-            head
+        (magic, version, owner, number, row_bytes, scale_bytes, ranks, shared, classed, groups) = (
+            HEAD.unpack(head)
         )
         if (magic, version, owner, number, row_bytes, scale_bytes) != (
             MAGIC, 1, spec.store_id, generation, spec.row_bytes, spec.scale_bytes,
         ):  # fmt: skip
             raise _damaged(path)
         bits = row_bytes - scale_bytes
-        counts = (4 * ranks, -(-ranks // 8), 4 * ranks, shared * row_bytes)
+        flags = -(-ranks // 8)
+        model = flags + classed * 4 * bits + 2 * CLASSES * DRIFTS if classed else 0
+        counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model)
         checked = HEAD.size + sum(counts) + _CRC.size
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
             raise _damaged(path)
@@ -371,10 +399,10 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
     if not crc_matches(section_seed(spec.store_id, generation, CODING), data):
         raise _damaged(path)
     ends = np.cumsum((HEAD.size, *counts)).tolist()
-    ids, flags, sizes, rows = (data[a:z] for a, z in pairwise(ends))
+    ids, bitmap, sizes, rows, coded = (data[a:z] for a, z in pairwise(ends))
     tables = CodingTables(
         np.frombuffer(ids, "<u4").astype(np.int64),
-        np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).view(np.bool_),
+        np.unpackbits(np.frombuffer(bitmap, np.uint8), count=ranks).view(np.bool_),
         np.frombuffer(rows, np.uint8).reshape(shared, row_bytes),
         np.frombuffer(sizes, "<u4").astype(np.int64),
         # What is read from here is checked by the CRC of the record that refers to it.
@@ -382,15 +410,40 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         if groups
         else np.empty((0, bits), np.uint8),
         scale_bytes,
+        _model_of(coded, ranks, classed, bits) if classed else None,
     )
     if (
         int(tables.shared.sum()) != shared
         or int(tables.groups.sum()) != groups
         or len(np.unique(tables.ids)) != ranks
         or (ranks and int(tables.ids.max()) >= MOST_IDS)
+        or (tables.model and int(tables.model.owner.max(initial=0)) >= classed)
     ):
         raise _damaged(path)
     return tables
+
+
+def _model_bytes(model: BitModel | None) -> bytes:
+    """Which ranks have classes of their own, the classes in half bytes, the probabilities."""
+    if model is None:
+        return b""
+    halves = model.classes[:, ::2] << 4 | model.classes[:, 1::2]
+    return b"".join(
+        (np.packbits(model.owner > 0).tobytes(), halves.tobytes(),
+         model.table.astype("<u2").tobytes())
+    )  # fmt: skip
+
+
+def _model_of(data: bytes, ranks: int, classed: int, bits_bytes: int) -> BitModel:
+    """The inverse of :func:`_model_bytes`."""
+    flags, table = -(-ranks // 8), 2 * CLASSES * DRIFTS
+    owns = np.unpackbits(np.frombuffer(data[:flags], np.uint8), count=ranks).astype(np.int64)
+    halves = np.frombuffer(data[flags:-table], np.uint8).reshape(classed, 4 * bits_bytes)
+    classes = np.stack((halves >> 4, halves & 15), axis=2).reshape(classed, 8 * bits_bytes)
+    chances = np.frombuffer(data[-table:], "<u2").astype(np.uint16)
+    # A chance of 0 or 1 would end the decoder; only damage that its checksum knows of makes one.
+    chances = np.clip(chances, 1, SCALE - 1)
+    return BitModel(owns * np.cumsum(owns), classes, chances)
 
 
 def load_coder(path: Path, manifest: Manifest) -> Coder | None:
