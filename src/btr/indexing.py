@@ -112,7 +112,7 @@ def build_index(
     plan = plan_sources(sources)
     digest = plan.digest(lambda done, total: report(source_bytes=done, total_bytes=total))
     embedder = embedder or Embedder()
-    spec = _spec(reader, embedder, digest, options, shard_passages)
+    spec = spec_of(reader, embedder, digest, options, shard_passages)
     known = _Known(output, replace_known) if add else None
     rejects = output.with_name(output.name + ".rejects.jsonl")
     with StoreWriter.create(output, spec, resume=resume, add=add) as writer:
@@ -164,14 +164,25 @@ def build_index(
     return manifest
 
 
-def _spec(
+def spec_of(
     reader: Reader,
     embedder: Embedder,
     digest: str,
     options: IngestOptions | None,
     shard_passages: int,
 ) -> StoreSpec:
-    """What is going to be built; all that decides a byte of it is in here."""
+    """What is going to be built; all that decides a byte of it is in here.
+
+    Args:
+        reader: Makes the states.
+        embedder: Makes the dense vectors.
+        digest: Of the sources.
+        options: How sources are read.
+        shard_passages: Passages in a shard.
+
+    Raises:
+        UsageError: A plain reader.
+    """
     if reader.mode == "plain":
         raise UsageError("a plain reader has no states to store", where=reader.name,
                          todo="use its decomposed or btr checkpoint")  # fmt: skip

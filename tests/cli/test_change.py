@@ -81,3 +81,11 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert message in err
     assert len(err.strip().split("\n")) == 1
     assert run("verify", store)[0] == 0
+
+
+def test_a_dry_run_builds_nothing(run: Run, corpus: Path, tiny: Path, tmp_path: Path) -> None:
+    status, out, err = run("index", corpus, "--reader", tiny, "--dry-run", "--json", "-")
+    assert status == 0, err
+    assert json.loads(out)["passages"] > 0
+    assert run("index", corpus, "--reader", tiny)[0] == 2
+    assert not list(tmp_path.iterdir())

@@ -19,10 +19,11 @@ from btr.cli.output import (
     progress,
     write_json,
 )
-from btr.errors import RejectsError
+from btr.errors import RejectsError, UsageError
 
 if TYPE_CHECKING:
     from btr.indexing import IndexProgress
+    from btr.readers.base import Reader
 
 
 def index(
@@ -34,11 +35,11 @@ def index(
         ),
     ],
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output", "-o", help="The store's folder; it must not exist yet.", show_default=False
         ),
-    ],
+    ] = None,
     reader: ReaderOption = "minilm",
     mode: Annotated[
         Literal["btr", "decomposed"],
@@ -47,6 +48,19 @@ def index(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted build.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build nothing: say what it would take, from a sample."),
+    ] = False,
+    gpu_tflops: Annotated[
+        float,
+        typer.Option(
+            "--gpu-tflops",
+            min=1,
+            help="For --dry-run: what a GPU does in this work, in "
+            "10^12 operations a second; an assumption, not a measurement.",
+        ),
+    ] = 200.0,
     dtype: DtypeOption = None,
     max_rejects: Annotated[
         int,
@@ -69,13 +83,45 @@ def index(
         reader = str(Path(reader).expanduser().absolute())
     chosen = dtype or default_dtype()
     loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
+    if dry_run:
+        _estimate(sources, loaded, gpu_tflops, json)
+        return
+    if output is None:
+        raise UsageError("no place for the store", todo="give -o, or --dry-run")
+    target = output
     watch_build(
-        output,
-        lambda show: build_index(sources, output, loaded, max_rejects=max_rejects, resume=resume,
+        target,
+        lambda show: build_index(sources, target, loaded, max_rejects=max_rejects, resume=resume,
                                  progress=show, note=note),
         {"reader": reader, "mode": mode, "dtype": chosen},
         json,
     )  # fmt: skip
+
+
+def _estimate(sources: list[Path], reader: Reader, gpu_tflops: float, json: str) -> None:
+    """Print what a build would take."""
+    from dataclasses import asdict
+
+    from btr.planning import estimate_build
+
+    with progress("passages") as bar:
+        task = bar.add_task("reading", total=None, rate="-")
+        found = estimate_build(
+            sources, reader, tflops=gpu_tflops,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    out = console(json)
+    for name, value in (
+        ("passages", f"{found.passages:,}"),
+        ("tokens", f"{found.tokens:,}"),
+        ("in all", bytes_text(sum(found.bytes.values()))),
+        *((f"  {part}", bytes_text(size)) for part, size in found.bytes.items() if size),
+        ("here", f"{found.hours:.2f} hours, {found.passages_per_s:.0f} passages a second"),
+        ("one GPU", f"{found.gpu_hours:.3f} hours of encoding, if it does {gpu_tflops:g} TFLOP/s"),
+        ("from", f"{bytes_text(found.read_bytes)} read of {bytes_text(found.source_bytes)}"),
+    ):
+        out.print(f"{name:<10}  {value}")
+    write_json(json, asdict(found) | {"bytes_in_all": sum(found.bytes.values())})
 
 
 def watch_build(

@@ -172,6 +172,10 @@ class Reader(Protocol):
         """What stored states depend on, by field: weights, tokenizer, layout, settings."""
 
     @property
+    def lower_parameters(self) -> int:
+        """Weights of the layers below the cut: half of the operations that a token takes there."""
+
+    @property
     def vocabulary(self) -> list[str]:
         """Every token id's token."""
 

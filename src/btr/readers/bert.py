@@ -140,6 +140,11 @@ class BertReader:
         ]
 
     @property
+    def lower_parameters(self) -> int:
+        """Weights of the layers below the cut."""
+        return sum(p.numel() for layer in self.network.lower for p in layer.parameters())
+
+    @property
     def vocabulary(self) -> list[str]:
         """Every token id's token."""
         return vocabulary_of(self.tokenizer)

@@ -145,6 +145,12 @@ class T5Reader:
         return self._encode([self._tokens(p) for p in passages])
 
     @property
+    def lower_parameters(self) -> int:
+        """Weights of the layers below the cut."""
+        lower = self.network.blocks[: self.split_layer]
+        return sum(p.numel() for block in lower for p in block.parameters())
+
+    @property
     def vocabulary(self) -> list[str]:
         """Every token id's token."""
         return vocabulary_of(self.tokenizer)

@@ -90,6 +90,7 @@ class Embedder:
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
         self.dim: int = model.config.hidden_size
+        self.parameters = sum(p.numel() for p in model.encoder.parameters())
         self._max_tokens = min(MAX_TOKENS, model.config.max_position_embeddings)
         self.fingerprint: dict[str, str] = {
             "dense_weights": _weights_digest(model),
