@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import btr
 from btr import files
@@ -23,6 +23,9 @@ from btr.store.format import Manifest, PassageState, StoreSpec
 from btr.store.names import rejects_name
 from btr.store.reader import TokenStore
 from btr.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from btr.cluster import Cluster
 
 GROUP_PASSAGES = 256
 """Passages given to the reader at once. Part of the result, as rounding may depend on it."""
@@ -65,6 +68,7 @@ def build_index(
     resume: bool = False,
     add: bool = False,
     replace_known: bool = False,
+    cluster: Cluster | None = None,
     progress: Callable[[IndexProgress], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
     shard_passages: int = SHARD_PASSAGES,
@@ -84,6 +88,7 @@ def build_index(
         max_rejects: How many lines and documents may be unusable.
         resume: Go on with a build that was interrupted.
         add: To a store that is there.
+        cluster: Encode there; None for this process alone. The store is the same.
         replace_known: A passage whose id the store has with another text takes its place.
         progress: Called now and then.
         note: Called at the end with lines about skipped files and the like.
@@ -127,13 +132,21 @@ def build_index(
                 if known is not None:
                     passages = known.others(passages)
                 # What is committed is read again and passed over: the account covers everything.
-                for shard in _batches(islice(passages, writer.committed, None), shard_passages):
-                    states: list[PassageState] = []
-                    for group in _batches(iter(shard), GROUP_PASSAGES):
-                        states += reader.encode(group)
-                        tokens = sum(len(s.rows) for s in states[-len(group) :])
-                        report(passages=state.passages + len(group), tokens=state.tokens + tokens)
-                    writer.write_shard(shard, states, quantize(embedder.encode_passages(shard)))
+                shards = _batches(islice(passages, writer.committed, None), shard_passages)
+
+                def encoded(more: int, tokens: int) -> None:
+                    report(passages=state.passages + more, tokens=state.tokens + tokens)
+
+                if cluster is not None:
+                    from btr.cluster import EncodeJob, encode_on_cluster
+
+                    job = EncodeJob.of(writer, spec, reader, cluster.threads)
+                    encode_on_cluster(writer, shards, job, cluster, encoded)
+                else:
+                    for shard in shards:
+                        states = shard_states(reader, shard, encoded)
+                        vectors = quantize(embedder.encode_passages(shard))
+                        writer.write_shard(shard, states, vectors)
             except BaseException:
                 # A build that has nothing would only be in the way of the next one.
                 if not writer.committed:
@@ -246,6 +259,26 @@ class _Known:
                                      found=repr(passage.text[:80]),
                                      todo="give it another id, or add with --replace",
                                      )  # fmt: skip
+
+
+def shard_states(
+    reader: Reader,
+    passages: Sequence[Passage],
+    encoded: Callable[[int, int], None] = lambda passages, tokens: None,
+) -> list[PassageState]:
+    """The states of a shard's passages.
+
+    Args:
+        reader: Makes them.
+        passages: Of one shard.
+        encoded: Called with the passages and tokens of every group that is done.
+    """
+    states: list[PassageState] = []
+    for group in _batches(iter(passages), GROUP_PASSAGES):
+        made = reader.encode(group)
+        encoded(len(group), sum(len(state.rows) for state in made))
+        states += made
+    return states
 
 
 def _batches(items: Iterator[Passage], size: int) -> Iterator[list[Passage]]:

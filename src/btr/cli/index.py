@@ -48,6 +48,16 @@ def index(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted build.")
     ] = False,
+    ray: Annotated[
+        str,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Encode on a Ray cluster whose machines all "
+            "see the store's folder; 'local' starts workers on this machine.",
+        ),
+    ] = "",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Encoders on the cluster.")] = 2,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Build nothing: say what it would take, from a sample."),
@@ -89,10 +99,15 @@ def index(
     if output is None:
         raise UsageError("no place for the store", todo="give -o, or --dry-run")
     target = output
+    cluster = None
+    if ray:
+        from btr.cluster import Cluster
+
+        cluster = Cluster(ray, workers)
     watch_build(
         target,
         lambda show: build_index(sources, target, loaded, max_rejects=max_rejects, resume=resume,
-                                 progress=show, note=note),
+                                 cluster=cluster, progress=show, note=note),
         {"reader": reader, "mode": mode, "dtype": chosen},
         json,
     )  # fmt: skip

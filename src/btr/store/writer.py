@@ -216,7 +216,7 @@ class StoreWriter:
                 names.add(BUILD)
             return frozenset({manifest_name(self._manifest.generation), *names})
         numbers = [commit.shard for commit in self._commits]
-        return frozenset({BUILD, *map(shard_name, numbers), *map(_commit_name, numbers)})
+        return frozenset({BUILD, *map(shard_name, numbers), *map(commit_name, numbers)})
 
     def _require(self, spec: StoreSpec) -> None:
         found = spec_difference(self._spec, spec)
@@ -230,7 +230,7 @@ class StoreWriter:
 
     def _load_commit(self, shard: int) -> ShardCommit | None:
         """The commit record of a shard that is whole, or None."""
-        file, data = self._root / _commit_name(shard), self._root / shard_name(shard)
+        file, data = self._root / commit_name(shard), self._root / shard_name(shard)
         try:
             commit = decode_commit(files.read_file(file, MAX_MANIFEST_BYTES), file)
             if commit.store != self._store_id.hex() or commit.shard != shard:
@@ -267,25 +267,35 @@ class StoreWriter:
             InputError: A passage that cannot be stored.
             ResourceError: No space; committed shards are intact and the call may be repeated.
         """
-        n, spec = len(passages), self._spec
-        if self._manifest or self._published or self.committed % spec.passages_per_shard:
+        if self._manifest or self._published or self.committed % self._spec.passages_per_shard:
             raise UsageError("the last shard of this store has been written")
-        if not 1 <= n <= spec.passages_per_shard or len(states) != n:
-            raise UsageError("wrong number of passages or states for a shard",
-                             expected=f"1 to {spec.passages_per_shard} of each",
-                             found=f"{n} passages, {len(states)} states")  # fmt: skip
-        if vectors.dtype != np.int8 or vectors.shape != (n, spec.dense_dim):
-            raise UsageError("wrong dense vectors", expected=f"int8 [{n}, {spec.dense_dim}]",
-                             found=f"{vectors.dtype} {list(vectors.shape)}")  # fmt: skip
-        for state in states:
-            check_state(state, spec.row_bytes)
-        shard = self._first_shard + len(self._commits)
-        commit = write_shard_file(
-            self._root / shard_name(shard), spec, self._store_id, shard, passages,
-            [state_record(state) for state in states], vectors,
-        )  # fmt: skip
-        files.write_file(self._root / _commit_name(shard), encode_commit(commit))
-        self._commits.append(commit)
+        self._commits.append(
+            commit_shard(
+                self._root, self._spec, self._store_id, self.next_shard, passages, states, vectors
+            )
+        )
+
+    @property
+    def next_shard(self) -> int:
+        """The number of the shard that is written next."""
+        return self._first_shard + len(self._commits)
+
+    @property
+    def root(self) -> Path:
+        """The building folder."""
+        return self._root
+
+    @property
+    def store_id(self) -> bytes:
+        """Of the store that is built or added to."""
+        return self._store_id
+
+    def adopt(self) -> bool:
+        """Take over the next shard, committed by another process; False if it is not whole."""
+        commit = self._load_commit(self.next_shard)
+        if commit is not None:
+            self._commits.append(commit)
+        return commit is not None
 
     # -- finishing ----------------------------------------------------------------------------
 
@@ -385,9 +395,51 @@ class StoreWriter:
                 yield shard.passage(record)
 
 
+def commit_shard(
+    root: Path,
+    spec: StoreSpec,
+    store_id: bytes,
+    shard: int,
+    passages: Sequence[Passage],
+    states: Sequence[PassageState],
+    vectors: np.ndarray,
+) -> ShardCommit:
+    """Write a shard and its commit record below a building folder.
+
+    Args:
+        root: The folder.
+        spec: Of the shard.
+        store_id: Of the store.
+        shard: The shard's number.
+        passages: As for :meth:`StoreWriter.write_shard`, and so are the others and the errors.
+        states: One a passage.
+        vectors: int8 ``[n, dense_dim]``.
+
+    Returns:
+        The commit record.
+    """
+    n = len(passages)
+    if not 1 <= n <= spec.passages_per_shard or len(states) != n:
+        raise UsageError("wrong number of passages or states for a shard",
+                         expected=f"1 to {spec.passages_per_shard} of each",
+                         found=f"{n} passages, {len(states)} states")  # fmt: skip
+    if vectors.dtype != np.int8 or vectors.shape != (n, spec.dense_dim):
+        raise UsageError("wrong dense vectors", expected=f"int8 [{n}, {spec.dense_dim}]",
+                         found=f"{vectors.dtype} {list(vectors.shape)}")  # fmt: skip
+    for state in states:
+        check_state(state, spec.row_bytes)
+    commit = write_shard_file(
+        root / shard_name(shard), spec, store_id, shard, passages,
+        [state_record(state) for state in states], vectors,
+    )  # fmt: skip
+    files.write_file(root / commit_name(shard), encode_commit(commit))
+    return commit
+
+
 def _added(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
     return {name: before.get(name, 0) + now.get(name, 0) for name in sorted({*before, *now})}
 
 
-def _commit_name(shard: int) -> str:
+def commit_name(shard: int) -> str:
+    """The commit record of a shard."""
     return f"{COMMITS}/{shard:08d}.json"

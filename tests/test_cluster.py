@@ -1,0 +1,154 @@
+"""A store built on a Ray cluster is the store that one process builds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from btr.cluster import Cluster, read_spool, write_spool
+from btr.data.passages import Passage
+from btr.errors import UsageError
+from btr.indexing import IndexProgress, build_index
+from btr.readers.base import Reader
+from btr.readers.load import load_reader
+from btr.retrieval.dense import Embedder
+from btr.store.check import verify
+from tiny_readers import make_reader
+
+# Ray warns of its own future; its workers are processes that the garbage collector meets late.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+SHARD = 8
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Reader:
+    folder = tmp_path_factory.mktemp("reader")
+    make_reader(folder / "btr", tokenizer, "btr", 2)
+    return load_reader(str(folder), "btr")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield Cluster("local", workers=2)
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    lines = (f'{{"id": "p{i}", "text": "The river {"is long " * (i % 7)} in {i}."}}\n'
+             for i in range(60))  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    return tmp_path / "in.jsonl"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+def workers() -> list[int]:
+    """Processes of encoders."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if line.startswith(b"ray::") and b"ShardEncoder" in line:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_bytes_are_the_same_though_a_worker_dies(
+    tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster
+) -> None:
+    embedder = Embedder()
+    build_index([sources], tmp_path / "single", reader, embedder=embedder, shard_passages=SHARD)
+    commits, killed = tmp_path / "s.building" / "commits", list[int]()
+
+    def kill() -> None:
+        for _ in range(1200):
+            if commits.is_dir() and list(commits.glob("*.json")):
+                found = workers()
+                if found:
+                    os.kill(found[0], signal.SIGKILL)
+                    killed.append(found[0])
+                    return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    seen: list[IndexProgress] = []
+    build_index([sources], tmp_path / "s", reader, embedder=embedder, shard_passages=SHARD,
+                cluster=cluster, progress=seen.append)  # fmt: skip
+    killer.join()
+    assert killed
+    assert seen[-1].passages == 60
+    assert content(tmp_path / "s") == content(tmp_path / "single")
+    assert verify(tmp_path / "s").ok
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "s", "single"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_cluster_goes_on_with_what_one_process_began(
+    tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(state: IndexProgress) -> None:
+        if state.passages > 20:
+            raise StopError
+
+    embedder = Embedder()
+    with pytest.raises(StopError):
+        build_index([sources], tmp_path / "s", reader, embedder=embedder, shard_passages=SHARD,
+                    progress=stop)  # fmt: skip
+    build_index([sources], tmp_path / "s", reader, embedder=embedder, shard_passages=SHARD,
+                cluster=cluster, resume=True)  # fmt: skip
+    build_index([sources], tmp_path / "single", reader, embedder=embedder, shard_passages=SHARD)
+    assert content(tmp_path / "s") == content(tmp_path / "single")
+
+
+def test_passages_come_back_from_the_spool_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    passages = [Passage("a\u2028b", "Text \x85 \x1d “é”\n\n", "", "x", 9), Passage("b", "t")]
+    write_spool(tmp_path, 3, passages)
+    assert read_spool(tmp_path, 3) == passages
+
+
+def test_an_open_cluster_is_refused(
+    tmp_path: Path, sources: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(UsageError, match="not protected"):
+        build_index([sources], tmp_path / "s", reader, embedder=Embedder(),
+                    cluster=Cluster("10.0.0.1:6379"))  # fmt: skip
+    assert not (tmp_path / "s.building").exists()
