@@ -107,7 +107,7 @@ class ShardEncoder:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Encode, write and commit one shard."""
-        from btr.indexing import shard_states
+        from btr.encoding import shard_states
         from btr.retrieval.dense import quantize
 
         shard, root = int(row["shard"]), Path(self.job.root)

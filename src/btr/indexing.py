@@ -7,28 +7,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import btr
 from btr import files
+from btr.cluster import Cluster, EncodeJob, encode_on_cluster
 from btr.data.ledger import Ledger
 from btr.data.passages import Passage
 from btr.data.plan import plan_sources
 from btr.data.sources import IngestOptions, read_passages
+from btr.encoding import batches, shard_states
 from btr.errors import BtrError, InputError, UsageError
 from btr.readers.base import Reader
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import build_indexes
-from btr.store.format import Manifest, PassageState, StoreSpec
+from btr.store.format import Manifest, StoreSpec
 from btr.store.names import rejects_name
 from btr.store.reader import TokenStore
 from btr.store.writer import StoreWriter
-
-if TYPE_CHECKING:
-    from btr.cluster import Cluster
-
-GROUP_PASSAGES = 256
-"""Passages given to the reader at once. Part of the result, as rounding may depend on it."""
 
 SHARD_PASSAGES = 2048
 _NOTES = 10
@@ -132,14 +128,12 @@ def build_index(
                 if known is not None:
                     passages = known.others(passages)
                 # What is committed is read again and passed over: the account covers everything.
-                shards = _batches(islice(passages, writer.committed, None), shard_passages)
+                shards = batches(islice(passages, writer.committed, None), shard_passages)
 
                 def encoded(more: int, tokens: int) -> None:
                     report(passages=state.passages + more, tokens=state.tokens + tokens)
 
                 if cluster is not None:
-                    from btr.cluster import EncodeJob, encode_on_cluster
-
                     job = EncodeJob.of(writer, spec, reader, cluster.threads)
                     encode_on_cluster(writer, shards, job, cluster, encoded)
                 else:
@@ -259,31 +253,6 @@ class _Known:
                                      found=repr(passage.text[:80]),
                                      todo="give it another id, or add with --replace",
                                      )  # fmt: skip
-
-
-def shard_states(
-    reader: Reader,
-    passages: Sequence[Passage],
-    encoded: Callable[[int, int], None] = lambda passages, tokens: None,
-) -> list[PassageState]:
-    """The states of a shard's passages.
-
-    Args:
-        reader: Makes them.
-        passages: Of one shard.
-        encoded: Called with the passages and tokens of every group that is done.
-    """
-    states: list[PassageState] = []
-    for group in _batches(iter(passages), GROUP_PASSAGES):
-        made = reader.encode(group)
-        encoded(len(group), sum(len(state.rows) for state in made))
-        states += made
-    return states
-
-
-def _batches(items: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def _notes(ledger: Ledger) -> Iterator[str]:

@@ -14,8 +14,9 @@ from btr.data.ledger import Ledger
 from btr.data.passages import Passage
 from btr.data.plan import plan_sources
 from btr.data.sources import read_passages
+from btr.encoding import GROUP_PASSAGES
 from btr.errors import InputError
-from btr.indexing import GROUP_PASSAGES, SHARD_PASSAGES, spec_of
+from btr.indexing import SHARD_PASSAGES, spec_of
 from btr.readers.base import Reader
 from btr.retrieval import lexical
 from btr.retrieval.dense import Embedder
