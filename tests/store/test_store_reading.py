@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import resource
 import tempfile
@@ -14,6 +15,7 @@ import stub_store as stub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from btr import files
 from btr.data.passages import Passage
 from btr.errors import IncompatibleError, InputError, UsageError
 from btr.store import PassageState, StoreWriter, TokenStore, verify
@@ -102,6 +104,16 @@ def test_what_a_build_leaves(store: TokenStore) -> None:
     lines = (folder / "index.bin").read_text().split("\n")
     assert lines == ["0", *(stub.passage(i).id for i in range(40))]
     assert not list(store.path.parent.glob("store.*"))
+
+
+def test_a_file_system_without_locks_can_be_read(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(files.ops, "flock", refuse)
+    assert len(TokenStore.open(store.path)) == 40
 
 
 def test_the_same_input_gives_the_same_bytes(store: TokenStore, tmp_path: Path) -> None:

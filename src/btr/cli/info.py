@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from btr.cli.output import JsonOption, StoreArgument, bytes_text, console, printable, write_json
+
+if TYPE_CHECKING:
+    from btr.store.format import Manifest
 
 
 def info(
@@ -28,6 +33,7 @@ def info(
         "bytes": sizes.by_part,
         "state_bytes_per_token": round(sizes.state_bytes_per_token, 3),
         "ratio_to_continuous": round(sizes.ratio_to_continuous, 3),
+        "compression": dict(manifest.compression),
     }
     out = console(json)
     for name, value in (
@@ -39,8 +45,19 @@ def info(
         ("cut short", f"{manifest.truncated:,} passages longer than the reader's budget"),
         ("states", f"{spec.kind}, {spec.dim} dimensions, {sizes.state_bytes_per_token:.1f} bytes a "
                    f"token, {sizes.ratio_to_continuous:.1f} times smaller than fp32"),
+        *((("compressed", _compression(manifest)),) if manifest.compression else ()),
         ("in all", bytes_text(sum(sizes.by_part.values()))),
         *((f"  {part}", bytes_text(size)) for part, size in sizes.by_part.items() if size),
     ):  # fmt: skip
         out.print(f"{name:<10}  {printable(value)}")
     write_json(json, report)
+
+
+def _compression(manifest: Manifest) -> str:
+    how = manifest.compression
+    return (
+        f"{how['shared_ids']:,} token ids share a vector "
+        f"({100 * how['shared_tokens'] / manifest.tokens:.1f} % of the tokens), ratio "
+        f"{how['ratio']:g} merged into {how['merged_vectors']:,} vectors"
+        + (", bits coded" if how["lossless"] else "")
+    )

@@ -8,6 +8,7 @@ where locks do not work. Whoever reads a generation holds a shared kernel lock o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from btr.store.format import MAX_MANIFEST_BYTES, Manifest
 from btr.store.names import MANIFEST, MANIFESTS, manifest_generation, manifest_name
 
 BUILDING = ".building"  # ends the name of the folder where a store is built
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class Lease:
@@ -129,7 +133,9 @@ def _locked(file: Path, how: int) -> int:
         fd = files.ops.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             files.ops.flock(fd, how)
-        except BaseException:
-            files.ops.close(fd)
-            raise
+        except OSError as error:
+            # A file system without locks has no writers of ours either: it can still be read.
+            if how != fcntl.LOCK_SH or error.errno not in _NO_LOCKS:
+                files.ops.close(fd)
+                raise
     return fd
