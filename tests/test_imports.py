@@ -35,6 +35,8 @@ ORDER = [
     "indexing",
     "planning",
     "compressing",
+    "choosing",
+    "states",
     "answering",
     "evaluate",
     "train",

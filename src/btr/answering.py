@@ -13,6 +13,7 @@ from btr.readers.base import DEFAULT_OPTIONS, Answer, Mode, Reader, Reading, Rea
 from btr.readers.load import load_reader
 from btr.retrieval.dense import Embedder
 from btr.retrieval.hybrid import Hit, HybridRetriever
+from btr.states import StateSource
 from btr.store.reader import TokenStore
 
 
@@ -78,7 +79,8 @@ class Answerer:
 
     def __init__(self, store: TokenStore, reader: Reader, retriever: HybridRetriever) -> None:
         self.store, self.reader, self.retriever = store, reader, retriever
-        self._stored = dict(store.manifest.spec.fingerprint) == reader.fingerprint
+        stored = dict(store.manifest.spec.fingerprint) == reader.fingerprint
+        self.states = StateSource(store, reader) if stored else None
 
     @classmethod
     def open(
@@ -131,7 +133,7 @@ class Answerer:
         found = time.perf_counter()
         numbers = [hit.ordinal for hit in hits]
         texts = self.store.passages(numbers)
-        states = self.store.states(numbers) if self._stored else None
+        states = self.states.states(numbers, texts) if self.states else None
         fetched = time.perf_counter()
         reading = self.reader.read(question, texts, states, top=top, options=options)
         stages = {"retrieve": 1e3 * (found - started), "fetch": 1e3 * (fetched - found)}

@@ -167,16 +167,19 @@ class _Work:
         total = len(self.store)
         for first in range(0, total, every * GROUP):
             ordinals = range(first, min(total, first + GROUP))
-            states = self.store.states(ordinals)
-            ids = self.reader.token_ids(self.store.passages(ordinals))
-            for ordinal, state, row in zip(ordinals, states, ids, strict=True):
+            held = self.store.held_states(ordinals)
+            there = [o for o, state in zip(ordinals, held, strict=True) if state is not None]
+            states = [state for state in held if state is not None]
+            ids = self.reader.token_ids(self.store.passages(there))
+            for ordinal, state, row in zip(there, states, ids, strict=True):
                 if len(state.rows) != len(row):
                     raise IncompatibleError(
                         "the reader's tokenizer cuts a passage otherwise than the store",
                         where=f"{self.store.path}, passage {ordinal}",
                         expected=f"{len(state.rows)} tokens", found=f"{len(row)}",
                     )  # fmt: skip
-            yield states, [np.asarray(row, np.int64) for row in ids]
+            if states:
+                yield states, [np.asarray(row, np.int64) for row in ids]
             self.progress(stage, ordinals.stop, total)
 
     def _count(self) -> None:
@@ -295,7 +298,7 @@ class _Work:
     # -- pass 3 -------------------------------------------------------------------------------
 
     def records(self) -> Iterator[list[StateRecord]]:
-        """Coded records of all passages, group by group."""
+        """Coded records of the states that are stored, group by group."""
         coder = Coder(self.tables)
         with ExitStack() as stack:
             opened: dict[int, BinaryIO] = {}
@@ -381,7 +384,10 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
     for shard in base.shards:
         number += 1
         ordinals = range(first, first + shard.passages)
-        states = [next(records) for _ in ordinals]
+        states = [
+            record if record.is_absent else next(records)
+            for record in store.state_records(ordinals)
+        ]
         commits.append(
             write_shard_file(
                 root / shard_name(number), spec, store_id, number, store.passages(ordinals),

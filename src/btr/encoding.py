@@ -33,6 +33,21 @@ def shard_states(
     return states
 
 
+def completed(
+    reader: Reader, passages: Sequence[Passage], states: Sequence[PassageState | None]
+) -> list[PassageState]:
+    """States of which those that are not stored are made now.
+
+    Args:
+        reader: The one that made the others, or one with the same lower layers.
+        passages: One a state.
+        states: None where one is to be made.
+    """
+    missing = [i for i, state in enumerate(states) if state is None]
+    made = iter(reader.encode([passages[i] for i in missing]) if missing else [])
+    return [next(made) if state is None else state for state in states]
+
+
 def batches(items: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
     """Passages in lists of ``size``, the last one shorter."""
     while batch := list(islice(items, size)):

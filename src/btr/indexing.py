@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 import btr
 from btr import files
@@ -21,7 +25,7 @@ from btr.errors import BtrError, InputError, UsageError
 from btr.readers.base import Reader
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import build_indexes
-from btr.store.format import Manifest, StoreSpec
+from btr.store.format import Manifest, PassageState, StoreSpec
 from btr.store.names import rejects_name
 from btr.store.reader import TokenStore
 from btr.store.writer import StoreWriter
@@ -65,6 +69,7 @@ def build_index(
     add: bool = False,
     replace_known: bool = False,
     cluster: Cluster | None = None,
+    stateful: NDArray[np.bool_] | None = None,
     progress: Callable[[IndexProgress], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
     shard_passages: int = SHARD_PASSAGES,
@@ -85,6 +90,8 @@ def build_index(
         resume: Go on with a build that was interrupted.
         add: To a store that is there.
         cluster: Encode there; None for this process alone. The store is the same.
+        stateful: ``[N]`` which passages get states, by ordinal; None for all. Those of the others
+            are made when a question needs them.
         replace_known: A passage whose id the store has with another text takes its place.
         progress: Called now and then.
         note: Called at the end with lines about skipped files and the like.
@@ -112,6 +119,12 @@ def build_index(
 
     plan = plan_sources(sources)
     digest = plan.digest(lambda done, total: report(source_bytes=done, total_bytes=total))
+    if stateful is not None:
+        if cluster is not None:
+            raise UsageError("a cluster makes the states of all passages",
+                             todo="leave out the choice of states, or the cluster")  # fmt: skip
+        # A build goes on with the choice that it was begun with.
+        digest += f" states of {sha256(np.packbits(stateful).tobytes()).hexdigest()}"
     embedder = embedder or Embedder()
     spec = spec_of(reader, embedder, digest, options, shard_passages)
     known = _Known(output, replace_known) if add else None
@@ -138,7 +151,7 @@ def build_index(
                     encode_on_cluster(writer, shards, job, cluster, encoded)
                 else:
                     for shard in shards:
-                        states = shard_states(reader, shard, encoded)
+                        states = _chosen_states(reader, shard, writer.committed, stateful, encoded)
                         vectors = quantize(embedder.encode_passages(shard))
                         writer.write_shard(shard, states, vectors)
             except BaseException:
@@ -169,6 +182,22 @@ def build_index(
         ledger.rejects = output / rejects_name(manifest.generation)
     ledger.check()
     return manifest
+
+
+def _chosen_states(
+    reader: Reader,
+    shard: Sequence[Passage],
+    first: int,
+    stateful: NDArray[np.bool_] | None,
+    encoded: Callable[[int, int], None],
+) -> list[PassageState | None]:
+    """States of the passages of a shard that are to have one."""
+    if stateful is None:
+        return [*shard_states(reader, shard, encoded)]
+    chosen = stateful[first : first + len(shard)].tolist()
+    kept = [passage for passage, yes in zip(shard, chosen, strict=True) if yes]
+    made = iter(shard_states(reader, kept, encoded))
+    return [next(made) if yes else None for yes in chosen]
 
 
 def spec_of(

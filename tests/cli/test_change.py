@@ -89,3 +89,17 @@ def test_a_dry_run_builds_nothing(run: Run, corpus: Path, tiny: Path, tmp_path: 
     assert json.loads(out)["passages"] > 0
     assert run("index", corpus, "--reader", tiny)[0] == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_the_corpus_gets_states(
+    run: Run, corpus: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "asked.txt").write_text("who built the bridge?\n")
+    words = ["index", corpus, "--reader", tiny, "-o", tmp_path / "s", "--states", "top:1"]
+    status, _, err = run(*words, "--asked", tmp_path / "asked.txt")
+    assert status == 0, err
+    with TokenStore.open(tmp_path / "s") as store:
+        held = store.held_states(range(len(store)))
+    assert sum(state is not None for state in held) == 1
+    assert run("ask", tmp_path / "s", "who built the bridge?")[0] == 0
+    assert run(*words[:-1], "some")[0] == 2

@@ -58,6 +58,22 @@ def index(
         ),
     ] = "",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Encoders on the cluster.")] = 2,
+    states: Annotated[
+        str,
+        typer.Option(
+            "--states",
+            metavar="top:N",
+            help="Store states for N passages only, those "
+            "that --asked finds most, then those at the beginning of documents; the "
+            "others' are made when a question needs them.",
+        ),
+    ] = "",
+    asked: Annotated[
+        Path | None,
+        typer.Option(
+            "--asked", help="Questions that users ask, one a line.", exists=True, dir_okay=False
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Build nothing: say what it would take, from a sample."),
@@ -104,10 +120,20 @@ def index(
         from btr.cluster import Cluster
 
         cluster = Cluster(ray, workers)
+    stateful = None
+    if states:
+        from btr.choosing import choose_passages, parse_choice
+        from btr.data.ledger import Ledger
+        from btr.data.sources import read_passages
+
+        top = parse_choice(states)
+        lines = asked.read_text(encoding="utf-8").splitlines() if asked else []
+        with Ledger(max_rejects=max_rejects) as ledger:
+            stateful = choose_passages(read_passages(sources, ledger=ledger), lines, top)
     watch_build(
         target,
         lambda show: build_index(sources, target, loaded, max_rejects=max_rejects, resume=resume,
-                                 cluster=cluster, progress=show, note=note),
+                                 cluster=cluster, stateful=stateful, progress=show, note=note),
         {"reader": reader, "mode": mode, "dtype": chosen},
         json,
     )  # fmt: skip

@@ -12,13 +12,14 @@ from typing import Any
 from btr.data.lines import read_numbered_records
 from btr.data.passages import Passage
 from btr.data.questions import Question, asked
+from btr.encoding import completed
 from btr.errors import InputError
 from btr.evaluate.metrics import bootstrap_interval, exact_match, f1_score, holds_answer
 from btr.readers.base import DEFAULT_OPTIONS, Reader, Reading, ReadOptions
 from btr.store.format import PassageState
 from btr.store.reader import TokenStore
 
-Found = tuple[list[Passage], list[PassageState] | None]
+Found = tuple[list[Passage], Sequence[PassageState | None] | None]
 """A question's passages and their stored states, or None where the reader encodes them now."""
 
 
@@ -98,7 +99,7 @@ def retrieved_passages(
 
 
 def _stored(store: TokenStore, numbers: Sequence[int]) -> Found:
-    return store.passages(numbers), store.states(numbers)
+    return store.passages(numbers), store.held_states(numbers)
 
 
 def choices_for(question: Question, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -131,8 +132,10 @@ def predict(
     choices = choices_for(questions[0], labels)
     if choices:
         options = replace(options, choices=choices)
-    states = [given or [] for _, given in found] if use_states else None
     started, cpu_started = time.perf_counter(), time.process_time()
+    states = None
+    if use_states:
+        states = [completed(reader, passages, given or []) for passages, given in found]
     readings = reader.read_many(
         [asked(question) for question in questions], [passages for passages, _ in found], states,
         options=options,

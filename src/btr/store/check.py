@@ -124,11 +124,13 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
         shard_tokens = shard_truncated = broken = 0
         for record in range(n):
             try:
-                state = _decoded(shard.state(record), coder)
-                if state is None:
-                    raise undecodable(f"{path / name}, passage {record} of the shard")
-                shard_tokens += len(state.rows)
-                shard_truncated += state.truncated
+                found = shard.state(record)
+                if not (isinstance(found, StateRecord) and found.is_absent):
+                    state = _decoded(found, coder)
+                    if state is None:
+                        raise undecodable(f"{path / name}, passage {record} of the shard")
+                    shard_tokens += len(state.rows)
+                    shard_truncated += state.truncated
             except CorruptError as error:
                 broken += 1
                 yield error

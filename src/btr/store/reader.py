@@ -152,16 +152,30 @@ class TokenStore:
 
         Raises:
             UsageError: An ordinal is out of range.
+            InputError: No state of a passage is stored.
             CorruptError: A record is damaged.
         """
+        states = []
+        for state in self.held_states(ordinals):
+            if state is None:
+                raise InputError("no state of a passage is stored", where=str(self.path),
+                                 todo="read it with a reader that makes it")  # fmt: skip
+            states.append(state)
+        return states
+
+    def held_states(self, ordinals: Iterable[SupportsIndex]) -> list[PassageState | None]:
+        """The same, with None for passages of which no state is stored."""
         wanted = [operator.index(ordinal) for ordinal in ordinals]
         found = self._fetch(wanted, ShardFile.state)
-        coded = [state for state in found if isinstance(state, StateRecord)]
+        coded = [s for s in found if isinstance(s, StateRecord) and not s.is_absent]
         decoded = iter(self._coder.decode(coded) if self._coder else [None] * len(coded))
-        states: list[PassageState] = []
+        states: list[PassageState | None] = []
         for ordinal, state in zip(wanted, found, strict=True):
-            whole = next(decoded) if isinstance(state, StateRecord) else state
-            if whole is None:
+            if not isinstance(state, StateRecord):
+                states.append(state)
+                continue
+            whole = None if state.is_absent else next(decoded)
+            if whole is None and not state.is_absent:
                 raise undecodable(f"{self.path}, passage {ordinal}")
             states.append(whole)
         return states

@@ -26,7 +26,7 @@ STATE_TABLE, PASSAGE_TABLE, VECTORS, PASSAGES, STATES = SECTIONS = (1, 2, 3, 4, 
 REMOVED = 8  # not a section of a shard: the seed of a file of its own
 MAX_RECORD_BYTES = 64 << 20
 MAX_ID_BYTES = 512
-TRUNCATED, CODED = 1, 2  # flags of a state record
+TRUNCATED, CODED, ABSENT = 1, 2, 4  # flags of a state record
 
 _HEADER = struct.Struct("<8sII16sIIIIQQ")
 _SECTION = struct.Struct("<IIQ")
@@ -263,6 +263,11 @@ class StateRecord(NamedTuple):
         return bool(_STATE.unpack(self.head)[2] & CODED)
 
     @property
+    def is_absent(self) -> bool:
+        """Whether no state is stored: it is made when it is needed."""
+        return bool(_STATE.unpack(self.head)[2] & ABSENT)
+
+    @property
     def size(self) -> int:
         """Bytes with the CRC."""
         return len(self.head) + self.body.nbytes + _CRC.size
@@ -284,6 +289,11 @@ def state_record(state: PassageState, coded: np.ndarray | None = None) -> StateR
     flags = (TRUNCATED if state.truncated else 0) | (0 if coded is None else CODED)
     head = _STATE.pack(len(state.rows), state.text_start, flags, 0)
     return StateRecord(head, state.rows if coded is None else coded)
+
+
+def absent_record() -> StateRecord:
+    """What stands in the place of a state that is not stored."""
+    return StateRecord(_STATE.pack(0, 0, ABSENT, 0), np.empty(0, np.uint8))
 
 
 def check_state(state: PassageState, row_bytes: int) -> None:
@@ -309,9 +319,12 @@ def decode_state(record: bytes, row_bytes: int) -> PassageState | StateRecord | 
     """The state of a record whose CRC matches.
 
     Returns:
-        The state; the record itself where it is coded; None if it says what cannot be.
+        The state; the record itself where it is coded or says that there is none; None if it says
+        what cannot be.
     """
     tokens, text_start, flags, zero = _STATE.unpack_from(record)
+    if flags == ABSENT and not tokens | text_start | zero and len(record) == SHORTEST_STATE:
+        return StateRecord.of(record)
     if text_start > tokens or flags > TRUNCATED | CODED or zero:
         return None
     if flags & CODED:

@@ -41,7 +41,7 @@ from btr.store.names import (
     shard_name,
 )
 from btr.store.reader import check_files
-from btr.store.shard import check_state, state_record
+from btr.store.shard import absent_record, check_state, state_record
 from btr.store.shard_file import ShardFile, write_shard_file
 
 UNBOUND = ("btr", "reader")
@@ -252,14 +252,14 @@ class StoreWriter:
     def write_shard(
         self,
         passages: Sequence[Passage],
-        states: Sequence[PassageState],
+        states: Sequence[PassageState | None],
         vectors: np.ndarray,
     ) -> None:
         """Write and commit the next shard. On return it survives anything; before, it never was.
 
         Args:
             passages: ``passages_per_shard`` of them, or fewer for the last shard; at least one.
-            states: One a passage, in the same order.
+            states: One a passage, in the same order; None where none is stored.
             vectors: int8 ``[n, dense_dim]``. No argument is modified.
 
         Raises:
@@ -401,7 +401,7 @@ def commit_shard(
     store_id: bytes,
     shard: int,
     passages: Sequence[Passage],
-    states: Sequence[PassageState],
+    states: Sequence[PassageState | None],
     vectors: np.ndarray,
 ) -> ShardCommit:
     """Write a shard and its commit record below a building folder.
@@ -427,10 +427,11 @@ def commit_shard(
         raise UsageError("wrong dense vectors", expected=f"int8 [{n}, {spec.dense_dim}]",
                          found=f"{vectors.dtype} {list(vectors.shape)}")  # fmt: skip
     for state in states:
-        check_state(state, spec.row_bytes)
+        if state is not None:
+            check_state(state, spec.row_bytes)
     commit = write_shard_file(
         root / shard_name(shard), spec, store_id, shard, passages,
-        [state_record(state) for state in states], vectors,
+        [absent_record() if state is None else state_record(state) for state in states], vectors,
     )  # fmt: skip
     files.write_file(root / commit_name(shard), encode_commit(commit))
     return commit

@@ -43,7 +43,9 @@ def stored_rows(reader: Reader, passages: Sequence[Passage], store: Path | None)
                 continue
             there = opened.passages([number])[0]
             if (there.title, there.text) == (passage.title, passage.text):
-                found[i] = opened.states([number])[0].rows
+                (state,) = opened.held_states([number])
+                if state is not None:
+                    found[i] = state.rows
     missing = [i for i in range(len(passages)) if i not in found]
     for first in range(0, len(missing), AT_ONCE):
         group = missing[first : first + AT_ONCE]
