@@ -13,7 +13,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+import btr.occurrences
 from btr.cluster import Cluster, read_spool, write_spool
+from btr.compressing import Compression, compress
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.indexing import IndexProgress, build_index
@@ -131,6 +133,20 @@ def test_a_cluster_goes_on_with_what_one_process_began(
                 cluster=cluster, resume=True)  # fmt: skip
     build_index([sources], tmp_path / "single", reader, embedder=embedder, shard_passages=SHARD)
     assert content(tmp_path / "s") == content(tmp_path / "single")
+
+
+def test_a_cluster_compresses_to_the_same_bytes(
+    tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(btr.occurrences, "FILE_BYTES", 400)
+    monkeypatch.setattr(btr.occurrences, "MOST_FILES", 1000)
+    for name in ("a", "b"):
+        build_index([sources], tmp_path / name, reader, embedder=Embedder(), shard_passages=SHARD)
+    compress(tmp_path / "a", reader, Compression(ratio=0.3))
+    compress(tmp_path / "b", reader, Compression(ratio=0.3), cluster=cluster)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert verify(tmp_path / "b").ok
 
 
 def test_passages_come_back_from_the_spool_as_they_were(tmp_path: Path) -> None:

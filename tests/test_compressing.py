@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-import btr.compressing
+import btr.occurrences
 from btr.bits import hamming
-from btr.compressing import Compression, compress, merge_occurrences
+from btr.compressing import Compression, compress
 from btr.errors import IncompatibleError, UsageError
 from btr.indexing import build_index
+from btr.occurrences import merge_occurrences
 from btr.readers.bert import BertReader
 from btr.retrieval.dense import Embedder
 from btr.retrieval.hybrid import build_indexes
@@ -126,7 +127,7 @@ def test_many_occurrences_are_matched_in_blocks(monkeypatch: pytest.MonkeyPatch)
     flips = np.packbits(draw.random((6000, 128)) < 0.02, axis=1)
     rows = centres[draw.integers(0, 40, 6000)] ^ flips
     whole, _ = merge_occurrences(rows, 0.2)
-    monkeypatch.setattr(btr.compressing, "BLOCK", 1000)
+    monkeypatch.setattr(btr.occurrences, "BLOCK", 1000)
     merged, groups = merge_occurrences(rows, 0.2)
     lost = 6000 - (np.count_nonzero(groups < 0) + len(merged))
     assert lost == 1200
@@ -135,6 +136,32 @@ def test_many_occurrences_are_matched_in_blocks(monkeypatch: pytest.MonkeyPatch)
     apart = np.unpackbits(member ^ merged[groups[groups >= 0]], axis=1).sum(1).mean()
     assert apart < 4  # of 128 dimensions: those of one centre were found
     assert abs(len(whole) - len(merged)) < 400
+
+
+@pytest.mark.parametrize("size", [40, 400])
+def test_small_files_merge_as_much(
+    store: Path, reader: BertReader, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Ids with more occurrences than a file holds are cut; others merge as ever."""
+    before, ids = rows_of(store, reader)
+    monkeypatch.setattr(btr.occurrences, "FILE_BYTES", size)
+    monkeypatch.setattr(btr.occurrences, "MOST_FILES", 10_000)
+    compress(store, reader, Compression(ratio=0.3))
+    after, _ = rows_of(store, reader)
+    room = max(1, size // (before.shape[1] + 4))
+    shared = shared_ids(reader.vocabulary)
+    cut = 0
+    for token in np.unique(ids[~shared[ids]]):
+        mine = ids == token
+        wanted = before[mine].copy()
+        for first in range(0, len(wanted), room):
+            merged, groups = merge_occurrences(before[mine][first : first + room], 0.3)
+            part = wanted[first : first + room]
+            part[groups >= 0] = merged[groups[groups >= 0]]
+            cut += first > 0
+        assert np.array_equal(after[mine], wanted)
+    assert (cut > 0) == (size == 40)
+    assert verify(store).ok
 
 
 def test_a_compressed_store_can_be_added_to_thinned_and_compressed_again(

@@ -34,6 +34,7 @@ ORDER = [
     "cluster",
     "indexing",
     "planning",
+    "occurrences",
     "compressing",
     "choosing",
     "states",

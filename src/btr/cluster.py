@@ -170,6 +170,21 @@ def encode_on_cluster(
                                todo="see that all workers share the folder; resume")  # fmt: skip
 
 
+def map_on_cluster(
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    cluster: Cluster,
+) -> Iterator[dict[str, Any]]:
+    """Apply a function that may be run twice to rows of plain values, in any order.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster is not protected.
+    """
+    if rows:
+        data = _ray(cluster).data.from_items(list(rows), override_num_blocks=len(rows))
+        yield from data.map(work, num_cpus=cluster.threads).iter_rows()
+
+
 def write_spool(root: Path, shard: int, passages: Iterable[Passage]) -> None:
     """Lay down the passages of a shard."""
     lines = (json.dumps(asdict(p), ensure_ascii=True) + "\n" for p in passages)

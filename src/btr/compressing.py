@@ -12,17 +12,19 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat, tee
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from btr import files
+from btr.cluster import Cluster
 from btr.errors import IncompatibleError, UsageError
-from btr.merge import match_bits, merge_count, merge_signs
+from btr.occurrences import OccurrenceFiles
 from btr.readers.base import Reader
 from btr.stop_words import shared_ids
 from btr.store.building import Building, finish_change
@@ -42,12 +44,6 @@ from btr.store.reader import TokenStore
 from btr.store.shard import StateRecord, state_record
 from btr.store.shard_file import write_shard_file
 
-BUCKET_BYTES = 1 << 28
-"""Vectors that are merged with all of them in memory."""
-
-BLOCK = 1 << 14
-"""Occurrences of an id that are matched with each other: time is quadratic in it."""
-
 GROUP = 256
 """Passages that are read and coded together."""
 
@@ -57,7 +53,7 @@ CLASSED = 32
 SAMPLE = 20_000
 """Passages in which probabilities are counted."""
 
-Stage = Literal["counting", "merging", "modelling", "writing"]
+Stage = Literal["counting", "scattering", "merging", "modelling", "writing"]
 Progress = Callable[[Stage, int, int], None]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -83,6 +79,7 @@ def compress(
     reader: Reader,
     how: Compression,
     progress: Progress = lambda stage, done, total: None,
+    cluster: Cluster | None = None,
 ) -> Manifest:
     """Commit a generation of a store with compressed states.
 
@@ -90,7 +87,8 @@ def compress(
         path: The store.
         reader: Any that tokenises as the one that made the store.
         how: What is shared and merged.
-        progress: Called with the stage, passages (or vectors) done and in all.
+        progress: Called with the stage, passages (or, merging, files) done and in all.
+        cluster: Merge there; None for this process alone. The store is the same.
 
     Returns:
         The new generation's manifest.
@@ -117,7 +115,7 @@ def compress(
                 files.explaining(building.root),
                 tempfile.TemporaryDirectory(dir=building.root, prefix="scratch-") as scratch,
             ):
-                work = _Work(store, reader, how, Path(scratch), progress)
+                work = _Work(store, reader, how, Path(scratch), progress, cluster)
                 manifest = _write(building, store, work)
         building.publish(manifest)
         building.collect()
@@ -136,9 +134,10 @@ class _Work:
         how: Compression,
         scratch: Path,
         progress: Progress,
+        cluster: Cluster | None,
     ) -> None:
         self.store, self.reader, self.how, self.scratch = store, reader, how, scratch
-        self.progress = progress
+        self.progress, self.cluster = progress, cluster
         self.spec: StoreSpec = store.manifest.spec
         self.bits_bytes = self.spec.row_bytes - self.spec.scale_bytes
         vocabulary = reader.vocabulary
@@ -151,10 +150,7 @@ class _Work:
         self.tables = self._tables()
         self.codebook = scratch / "codebook"
         self.codebook.touch()
-        self.buckets = self._buckets()
-        if how.ratio:
-            self._scatter()
-            self._merge()
+        self.occurrences = self._merge() if how.ratio else None
         if how.lossless:
             self.tables = replace(self.tables, model=self._model())
 
@@ -213,64 +209,23 @@ class _Work:
 
     # -- pass 2 -------------------------------------------------------------------------------
 
-    def _buckets(self) -> Ints:
-        """``[V]``: the file that an id's vectors go to, by rank; -1 for shared ids."""
-        ranks = self.tables.ids[~self.tables.shared]
-        ends = np.cumsum(self.counts[ranks]) * (self.bits_bytes + 4)
-        buckets = np.full(len(self.counts), -1, np.int64)
-        buckets[ranks] = ends // BUCKET_BYTES
-        return buckets
-
-    def _scatter(self) -> None:
-        """Write ids and vectors of all tokens that may be merged to their files."""
-        b = self.bits_bytes
-        with ExitStack() as stack:
-            opened: dict[int, tuple[BinaryIO, BinaryIO]] = {}
-            for states, ids in self.passages("merging"):
-                flat = np.concatenate(ids)
-                rows = np.concatenate([state.rows for state in states])[:, :b]
-                bucket = self.buckets[flat]
-                for number in np.unique(bucket[bucket >= 0]).tolist():
-                    if number not in opened:
-                        opened[number] = (
-                            stack.enter_context((self.scratch / f"ids-{number}").open("wb")),
-                            stack.enter_context((self.scratch / f"rows-{number}").open("wb")),
-                        )
-                    mine = bucket == number
-                    opened[number][0].write(flat[mine].astype("<u4").tobytes())
-                    opened[number][1].write(rows[mine].tobytes())
-
-    def _merge(self) -> None:
-        groups = np.zeros(len(self.counts), np.int64)
-        done, total = 0, int(self.counts[self.buckets >= 0].sum())
-        with self.codebook.open("wb") as codebook:
-            for number in range(int(self.buckets.max()) + 1):
-                source = self.scratch / f"ids-{number}"
-                if not source.exists():
-                    continue
-                ids = np.fromfile(source, "<u4").astype(np.int64)
-                rows = np.fromfile(self.scratch / f"rows-{number}", np.uint8)
-                rows = rows.reshape(-1, self.bits_bytes)
-                assigned = np.full(len(ids), -1, np.int32)
-                inside = self.tables.ids[self.buckets[self.tables.ids] == number]
-                order = np.argsort(ids, kind="stable")
-                starts = np.searchsorted(ids[order], inside)
-                for token, start in zip(inside.tolist(), starts.tolist(), strict=True):
-                    places = order[start : start + self.counts[token]]
-                    merged, group = merge_occurrences(rows[places], self.how.ratio)
-                    groups[token] = len(merged)
-                    assigned[places] = group
-                    codebook.write(merged.tobytes())
-                    done += len(places)
-                    self.progress("merging", done, total)
-                assigned.tofile(self.scratch / f"groups-{number}")
-                for name in ("ids", "rows"):
-                    (self.scratch / f"{name}-{number}").unlink()
+    def _merge(self) -> OccurrenceFiles:
+        """Merge the occurrences of ids that are not shared."""
+        own = self.tables.ids[~self.tables.shared]
+        occurrences = OccurrenceFiles(self.scratch, own, self.counts, self.bits_bytes)
+        occurrences.scatter(
+            (np.concatenate(ids), np.concatenate([s.rows for s in states])[:, : self.bits_bytes])
+            for states, ids in self.passages("scattering")
+        )
+        groups = occurrences.merge(
+            self.how.ratio, self.codebook, partial(self.progress, "merging"), self.cluster
+        )
         sizes = groups[self.tables.ids]
         book: Bytes = np.empty((0, self.bits_bytes), np.uint8)
         if sizes.sum():
             book = np.memmap(self.codebook, np.uint8, "r").reshape(-1, self.bits_bytes)
         self.tables = replace(self.tables, groups=sizes, codebook=book)
+        return occurrences
 
     def _model(self) -> BitModel:
         """Count what the bits of ids that are not shared are like."""
@@ -300,76 +255,22 @@ class _Work:
     def records(self) -> Iterator[list[StateRecord]]:
         """Coded records of the states that are stored, group by group."""
         coder = Coder(self.tables)
-        with ExitStack() as stack:
-            opened: dict[int, BinaryIO] = {}
-            for states, ids in self.passages("writing"):
-                flat = np.concatenate(ids)
-                groups = np.full(len(flat), -1, np.int64)
-                bucket = self.buckets[flat] if self.how.ratio else groups
-                for number in np.unique(bucket[bucket >= 0]).tolist():
-                    if number not in opened:
-                        file = (self.scratch / f"groups-{number}").open("rb")
-                        opened[number] = stack.enter_context(file)
-                    mine = bucket == number
-                    data = opened[number].read(4 * int(np.count_nonzero(mine)))
-                    groups[mine] = np.frombuffer(data, "<i4")
-                cuts = np.cumsum([len(row) for row in ids])[:-1]
-                made = []
-                for state, row, group in zip(states, ids, np.split(groups, cuts), strict=True):
-                    if len(row) > MOST_TOKENS:
-                        made.append(state_record(state))
-                        continue
-                    made.append(coder.encode(state, row, group)[0])
-                    self.spent.update(coder.spent(made[-1]))
-                yield made
-
-
-def merge_occurrences(rows: Bytes, ratio: float) -> tuple[Bytes, NDArray[np.int32]]:
-    """Merge a share of the vectors of one token id.
-
-    Beyond :data:`BLOCK` occurrences only those that lie together along the direction in which the
-    vectors differ most are compared.
-
-    Args:
-        rows: ``[n, b]`` packed signs.
-        ratio: Share of the occurrences to lose.
-
-    Returns:
-        ``[g, b]`` the vectors of groups, and ``[n]`` int32: the group of each occurrence, -1 where
-        it stays alone.
-    """
-    n = len(rows)
-    order = np.arange(n) if n <= BLOCK else np.argsort(_main_direction(rows), kind="stable")
-    blocks = -(-n // BLOCK)
-    merged: list[Bytes] = []
-    groups = np.full(n, -1, np.int32)
-    count = 0
-    for places in np.array_split(order, blocks):
-        places = np.sort(places)
-        block = rows[places]
-        matching = match_bits(block, merge_count(len(block), ratio))
-        vectors, went = merge_signs(block, matching)
-        sizes = np.bincount(went, minlength=len(vectors))
-        number = np.full(len(vectors), -1, np.int32)
-        shared = np.flatnonzero(sizes > 1)
-        number[shared] = count + np.arange(len(shared))
-        groups[places] = number[went]
-        merged.append(vectors[shared])
-        count += len(shared)
-    return np.concatenate(merged), groups
-
-
-def _main_direction(rows: Bytes) -> NDArray[np.float32]:
-    """``[n]``: places along the first principal component of packed signs."""
-    draw = np.random.default_rng(0)
-    sample = np.unpackbits(rows[draw.choice(len(rows), 2048, replace=False)], axis=1)
-    centred = sample.astype(np.float32) - sample.mean(0, dtype=np.float32)
-    direction = np.linalg.svd(centred, full_matrices=False)[2][0]
-    places = np.empty(len(rows), np.float32)
-    for first in range(0, len(rows), BLOCK):
-        part = slice(first, first + BLOCK)
-        places[part] = np.unpackbits(rows[part], axis=1).astype(np.float32) @ direction
-    return places
+        pieces, again = tee(self.passages("writing"))
+        tokens = (np.concatenate(ids) for _, ids in again)
+        gathered = self.occurrences.gather(tokens) if self.occurrences else repeat(None)
+        for (states, ids), groups in zip(pieces, gathered, strict=False):
+            lengths = [len(row) for row in ids]
+            each = np.full(sum(lengths), -1, np.int64) if groups is None else groups
+            made = []
+            for state, row, group in zip(
+                states, ids, np.split(each, np.cumsum(lengths)[:-1]), strict=True
+            ):
+                if len(row) > MOST_TOKENS:
+                    made.append(state_record(state))
+                    continue
+                made.append(coder.encode(state, row, group)[0])
+                self.spent.update(coder.spent(made[-1]))
+            yield made
 
 
 def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from btr.cli.index import watch_build
+from btr.cli.index import RayOption, WorkersOption, cluster_of, watch_build
 from btr.cli.output import (
     JsonOption,
     StoreArgument,
@@ -144,6 +144,8 @@ def compress(
         typer.Option("--lossless", help="Also code the bits that are left: smaller, and a little "
                      "slower to read; needs numba."),
     ] = False,
+    ray: RayOption = "",
+    workers: WorkersOption = 2,
     json: JsonOption = "",
 ) -> None:  # fmt: skip
     """Make a store smaller: stop words share a vector, the closest vectors of a token merge.
@@ -164,6 +166,7 @@ def compress(
             store, reader, Compression(ratio, top, lossless),
             lambda stage, done, total: bar.update(task, description=stage, completed=done,
                                                   total=total),
+            cluster_of(ray, workers),
         )  # fmt: skip
     sizes = store_sizes(store, manifest)
     _report(

@@ -22,8 +22,24 @@ from btr.cli.output import (
 from btr.errors import RejectsError, UsageError
 
 if TYPE_CHECKING:
+    from btr.cluster import Cluster
     from btr.indexing import IndexProgress
     from btr.readers.base import Reader
+
+
+RayOption = Annotated[
+    str,
+    typer.Option("--ray", metavar="ADDRESS", help="Work on a Ray cluster whose machines all see "
+                 "the store's folder; 'local' starts workers on this machine."),
+]  # fmt: skip
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Workers on the Ray cluster.")]
+
+
+def cluster_of(address: str, workers: int) -> Cluster | None:
+    """Where to work; None for this process alone."""
+    from btr.cluster import Cluster
+
+    return Cluster(address, workers) if address else None
 
 
 def index(
@@ -48,16 +64,8 @@ def index(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted build.")
     ] = False,
-    ray: Annotated[
-        str,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Encode on a Ray cluster whose machines all "
-            "see the store's folder; 'local' starts workers on this machine.",
-        ),
-    ] = "",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Encoders on the cluster.")] = 2,
+    ray: RayOption = "",
+    workers: WorkersOption = 2,
     states: Annotated[
         str,
         typer.Option(
@@ -115,11 +123,6 @@ def index(
     if output is None:
         raise UsageError("no place for the store", todo="give -o, or --dry-run")
     target = output
-    cluster = None
-    if ray:
-        from btr.cluster import Cluster
-
-        cluster = Cluster(ray, workers)
     stateful = None
     if states:
         from btr.choosing import choose_passages, parse_choice
@@ -133,7 +136,8 @@ def index(
     watch_build(
         target,
         lambda show: build_index(sources, target, loaded, max_rejects=max_rejects, resume=resume,
-                                 cluster=cluster, stateful=stateful, progress=show, note=note),
+                                 cluster=cluster_of(ray, workers), stateful=stateful,
+                                 progress=show, note=note),
         {"reader": reader, "mode": mode, "dtype": chosen},
         json,
     )  # fmt: skip
