@@ -103,7 +103,7 @@ class Answerer:
         Raises:
             IncompatibleError: The reader's stored states would be others than the store's.
         """
-        store = TokenStore.open(Path(path))
+        store = TokenStore.open(path)
         settings = store.manifest.spec.settings
         stored_mode = settings["mode"]
         wanted = mode or stored_mode

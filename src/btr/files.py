@@ -140,6 +140,30 @@ def read_exact(fd: int, size: int, offset: int, path: Path) -> bytes:
     return data
 
 
+class LocalFile:
+    """A file open for reading, which must have exactly ``size`` bytes.
+
+    Raises:
+        CorruptError: It is missing, not a regular file, or has another size.
+    """
+
+    __slots__ = ("_close", "_fd", "path")
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._fd, self._close, self.path = -1, ops.close, path
+        self._fd = open_exact(path, size)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """``size`` bytes from ``offset``; errors as :func:`read_exact`."""
+        return read_exact(self._fd, size, offset, self.path)
+
+    def __del__(self) -> None:
+        # Closed by the last reference: another thread may still read when whoever opened the file
+        # lets go of it, and a closed descriptor's number soon is another file's.
+        if self._fd >= 0:
+            self._close(self._fd)
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """A whole file of at most ``limit`` bytes.
 

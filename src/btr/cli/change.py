@@ -176,6 +176,20 @@ def compress(
     )  # fmt: skip
 
 
+def copy(
+    store: StoreArgument,
+    address: Annotated[
+        str, typer.Argument(help="A folder on another file system, as s3://bucket/my.btr.",
+                            show_default=False)
+    ],
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Copy a store to another file system, from which btr ask and btr info read it in place."""
+    from btr.store.remote import copy_store
+
+    _report(store, copy_store(store, address), f"copied to {address}", json)
+
+
 def _own_reader(store: TokenStore) -> tuple[Reader, dict[str, str]]:
     """The reader that made a store, in its arithmetic, and the settings that say so."""
     from btr.machine import DTYPES

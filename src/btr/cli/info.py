@@ -19,8 +19,8 @@ def info(
     from btr.store.sizes import store_sizes
 
     with TokenStore.open(store) as opened:
-        manifest = opened.manifest
-    spec, sizes = manifest.spec, store_sizes(store, manifest)
+        manifest, folder = opened.manifest, opened.path
+    spec, sizes = manifest.spec, store_sizes(folder, manifest)
     settings = spec.settings
     report = {
         "passages": manifest.passages,

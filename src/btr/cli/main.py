@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from btr.cli.ask import ask
 from btr.cli.bench import bench
-from btr.cli.change import add, compact, compress, remove
+from btr.cli.change import add, compact, compress, copy, remove
 from btr.cli.demo import demo
 from btr.cli.evaluate import evaluate
 from btr.cli.index import index
@@ -61,6 +61,7 @@ app.command()(add)
 app.command()(remove)
 app.command()(compact)
 app.command()(compress)
+app.command()(copy)
 app.command()(pretrain)
 app.command()(train)
 app.command("eval")(evaluate)

@@ -25,6 +25,7 @@ from btr.store.format import Manifest, PassageState, mapping_difference
 from btr.store.generations import Lease
 from btr.store.ids import IdTable
 from btr.store.names import removed_name, shard_name
+from btr.store.remote import RemoteStore, address_of
 from btr.store.removed import load_removed
 from btr.store.shard import StateRecord
 from btr.store.shard_file import ShardFile
@@ -69,8 +70,9 @@ class TokenStore:
         removed: Ordinals of removed passages, ascending.
     """
 
-    def __init__(self, path: Path, lease: Lease) -> None:
+    def __init__(self, path: Path, lease: Lease, elsewhere: RemoteStore | None = None) -> None:
         self.path, self.manifest, self._lease = path, lease.manifest, lease
+        self._elsewhere = elsewhere
         manifest = lease.manifest
         self._spec, self._store_id = manifest.spec, manifest.spec.store_id
         self._entries = {entry.name: entry for entry in manifest.files}
@@ -93,7 +95,7 @@ class TokenStore:
         """Open a store.
 
         Args:
-            path: Its folder.
+            path: Its folder, or its address on another file system (``s3://...``).
             fingerprint: What the caller's reader needs the states to be made with; None to look
                 at passages and vectors only.
 
@@ -102,12 +104,14 @@ class TokenStore:
             CorruptError: A file is missing or has another size, or the manifest is damaged.
             IncompatibleError: Another reader's store, or a newer format.
         """
-        path = Path(path)
+        address = address_of(path)
+        elsewhere = None if address is None else RemoteStore(address)
+        path = Path(path) if elsewhere is None else elsewhere.folder
         lease = Lease(path)
         try:
-            for error in check_files(path, lease.manifest):
+            for error in check_files(path, lease.manifest) if elsewhere is None else ():
                 raise error
-            store = cls(path, lease)
+            store = cls(path, lease, elsewhere)
             if fingerprint is not None:
                 store.require(fingerprint)
         except BaseException:
@@ -219,9 +223,10 @@ class TokenStore:
                 self._open.popitem(last=False)
             entry = self.manifest.shards[index]
             name = shard_name(entry.number)
+            size = self._entries[name].bytes
             shard = self._open[index] = ShardFile(
-                self.path / name, self._spec, self._store_id, entry.number, entry.passages,
-                self._entries[name].bytes,
+                self.path / name, self._spec, self._store_id, entry.number, entry.passages, size,
+                self._elsewhere.open(name, size) if self._elsewhere else None,
             )  # fmt: skip
             return shard
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -96,6 +97,13 @@ def write_shard_file(
     )  # fmt: skip
 
 
+class Readable(Protocol):
+    """A file that is read by ranges."""
+
+    def read(self, size: int, offset: int) -> bytes:
+        """``size`` bytes from ``offset``."""
+
+
 class ShardFile:
     """A shard open for reading; every record is checked each time it is read.
 
@@ -106,6 +114,7 @@ class ShardFile:
         shard: Its number.
         n: Passages that it must hold.
         size: Bytes that it must have.
+        opened: The file, if it is not on this machine.
 
     Raises:
         CorruptError: Its size, header or tables are not right.
@@ -113,9 +122,15 @@ class ShardFile:
     """
 
     def __init__(
-        self, path: Path, spec: StoreSpec, store_id: bytes, shard: int, n: int, size: int
+        self,
+        path: Path,
+        spec: StoreSpec,
+        store_id: bytes,
+        shard: int,
+        n: int,
+        size: int,
+        opened: Readable | None = None,
     ) -> None:
-        self._fd, self._close = -1, files.ops.close
         self.path, self._row_bytes, self._dense_dim, self._n = (
             path,
             spec.row_bytes,
@@ -126,8 +141,8 @@ class ShardFile:
         if size < tables:
             raise CorruptError("too small for its passages", where=str(path),
                                expected=f"at least {tables} bytes", found=str(size))  # fmt: skip
-        self._fd = files.open_exact(path, size)
-        head = files.read_exact(self._fd, tables, 0, path)
+        self._file = opened or files.LocalFile(path, size)
+        head = self._file.read(tables, 0)
         self.header = ShardHeader.decode(head[:HEADER_BYTES], path, spec, store_id, shard, n)
         if self.header.file_bytes != size:
             raise CorruptError("header and file disagree about the size", where=str(path),
@@ -150,21 +165,13 @@ class ShardFile:
                                todo="restore the file or build the store again")  # fmt: skip
         return table
 
-    def __del__(self) -> None:
-        # Closed by the last reference: another thread may still read when the shard leaves the
-        # cache of open ones, and a closed descriptor's number soon is another file's.
-        if self._fd >= 0:
-            self._close(self._fd)
-
     def state_record(self, record: int) -> StateRecord:
         """The state of one passage as it is stored."""
         return StateRecord.of(self._state_bytes(record))
 
     def _state_bytes(self, record: int) -> bytes:
         start = self._states[record]
-        data = files.read_exact(
-            self._fd, self._states[record + 1] - start, self._state_base + start, self.path
-        )
+        data = self._file.read(self._states[record + 1] - start, self._state_base + start)
         if not crc_matches(self._state_seed ^ record, data):
             raise self._damaged("state", record)
         return data
@@ -180,9 +187,7 @@ class ShardFile:
     def passage(self, record: int) -> Passage:
         """One passage of this shard."""
         start = self._passages[record]
-        data = files.read_exact(
-            self._fd, self._passages[record + 1] - start, self._passage_base + start, self.path
-        )
+        data = self._file.read(self._passages[record + 1] - start, self._passage_base + start)
         if not crc_matches(self._passage_seed ^ record, data):
             raise self._damaged("passage", record)
         passage = decode_passage(data)
@@ -192,9 +197,7 @@ class ShardFile:
 
     def vectors(self) -> np.ndarray:
         """int8 ``[n, dense_dim]``, read-only."""
-        data = files.read_exact(
-            self._fd, vectors_bytes(self._n, self._dense_dim), self._vectors_at, self.path
-        )
+        data = self._file.read(vectors_bytes(self._n, self._dense_dim), self._vectors_at)
         if not crc_matches(self._seeds[VECTORS], data):
             raise CorruptError(
                 "damaged vectors", where=f"{self.path}, from byte {self._vectors_at}",

@@ -1,0 +1,235 @@
+"""Stores on other file systems (``s3://``, ``gs://``), through fsspec: copied up, read in place.
+
+What is small or needs a real file (manifest, id tables, lexical indexes, coding tables) is fetched
+once into a cache folder and checked by its digest. Shards stay where they are: each record is read
+by its byte range, and checked as ever. A copy puts the manifest last, so a store is there whole or
+not at all. Nothing is deleted there: old generations stay until their owner removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from btr import files
+from btr.errors import CorruptError, ResourceError, UsageError
+from btr.store.format import MAX_MANIFEST_BYTES, FileEntry, Manifest
+from btr.store.generations import Lease
+from btr.store.names import MANIFEST, MANIFESTS, SHARDS, manifest_generation, manifest_name
+
+CACHE = "BTR_CACHE"
+"""Environment variable with the folder for fetched files; ``~/.cache/btr`` if it is not set."""
+
+# A path object has one slash where the address had two or, for files, three.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.ASCII | re.DOTALL)
+
+
+def address_of(path: Path | str) -> str | None:
+    """The address that a path stands for, or None for a path on this machine."""
+    match = _ADDRESS.fullmatch(str(path))
+    if match is None:
+        return None
+    scheme, rest = match.groups()
+    return f"{scheme}:///{rest}" if scheme in ("file", "local") else f"{scheme}://{rest}"
+
+
+class RemoteFile:
+    """A file elsewhere, read by ranges; the counterpart of ``files.LocalFile``.
+
+    Args:
+        system: Of fsspec.
+        name: Within it.
+        size: That it must have.
+
+    Raises:
+        CorruptError: It is missing or has another size.
+    """
+
+    def __init__(self, system: Any, name: str, size: int) -> None:
+        self._system, self._name = system, name
+        try:
+            found = int(system.info(name)["size"])
+        except FileNotFoundError as error:
+            raise CorruptError("a file is missing", where=name) from error
+        except OSError as error:
+            raise _failed(name, error) from error
+        if found != size:
+            raise CorruptError("wrong file size", where=name, expected=f"{size} bytes",
+                               found=f"{found} bytes")  # fmt: skip
+
+    def read(self, size: int, offset: int) -> bytes:
+        """``size`` bytes from ``offset``.
+
+        Raises:
+            CorruptError: The file ends before.
+            ResourceError: It cannot be read now.
+        """
+        try:
+            data: bytes = self._system.cat_file(self._name, start=offset, end=offset + size)
+        except OSError as error:
+            raise _failed(self._name, error) from error
+        if len(data) != size:
+            raise CorruptError("the file ends too early", where=self._name,
+                               expected=f"{size} bytes at {offset}",
+                               found=f"{len(data)} bytes")  # fmt: skip
+        return data
+
+
+class RemoteStore:
+    """The newest generation of a store elsewhere, with what is needed of it fetched.
+
+    Args:
+        address: The store's folder.
+
+    Attributes:
+        folder: Where its files are on this machine, but for the shards.
+
+    Raises:
+        UsageError: There is no store, or no file system of this kind is installed.
+        CorruptError: A file is not what the manifest says.
+        ResourceError: It cannot be read now.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._system, self._root = open_system(address)
+        name = self._newest(address)
+        data = self._fetch(name)
+        manifest = Manifest.decode(data, Path(name))
+        self.folder = cache_folder() / f"{manifest.spec.store_id.hex()}-{manifest.generation}"
+        for entry in manifest.files:
+            if not entry.name.startswith(SHARDS):
+                self._keep(entry)
+        place = self.folder / name
+        if not place.exists() or place.read_bytes() != data:
+            _make_folders(place.parent)
+            files.write_file(place, data)
+
+    def open(self, name: str, size: int) -> RemoteFile:
+        """A shard."""
+        return RemoteFile(self._system, self._name(name), size)
+
+    def _name(self, name: str) -> str:
+        return str(PurePosixPath(self._root) / name)
+
+    def _newest(self, address: str) -> str:
+        """The manifest with the highest number."""
+        names = [MANIFEST] if self._system.exists(self._name(MANIFEST)) else []
+        if self._system.isdir(self._name(MANIFESTS)):
+            found = self._system.ls(self._name(MANIFESTS), detail=False)
+            names += [f"{MANIFESTS}/{PurePosixPath(name).name}" for name in found]
+        numbers = [g for name in names if (g := manifest_generation(name)) is not None]
+        if not numbers:
+            raise UsageError("no store here", where=address,
+                             todo="copy one there with `btr copy`")  # fmt: skip
+        return manifest_name(max(numbers))
+
+    def _fetch(self, name: str) -> bytes:
+        """A manifest."""
+        try:
+            data: bytes = self._system.cat_file(self._name(name))
+        except FileNotFoundError as error:
+            raise CorruptError("a file is missing", where=self._name(name)) from error
+        except OSError as error:
+            raise _failed(self._name(name), error) from error
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise CorruptError("the file is too big", where=self._name(name))
+        return data
+
+    def _keep(self, entry: FileEntry) -> None:
+        """Fetch a file, unless an earlier run has."""
+        place, name = self.folder / entry.name, self._name(entry.name)
+        if place.exists() and files.digest_file(place, entry.bytes) == entry.sha256:
+            return
+        _make_folders(place.parent)
+        fetched = place.with_name(f"{place.name}.{os.getpid()}{files.TEMPORARY}")
+        try:
+            self._system.get_file(name, str(fetched))
+        except FileNotFoundError as error:
+            raise CorruptError("a file is missing", where=name) from error
+        except OSError as error:
+            raise _failed(name, error) from error
+        if files.digest_file(fetched, files.file_size(fetched)) != entry.sha256:
+            files.remove(fetched)
+            raise CorruptError("a file's content is not what was written", where=name,
+                               expected=entry.sha256)  # fmt: skip
+        files.rename(fetched, place)
+
+
+def copy_store(source: Path, address: str) -> Manifest:
+    """Copy a store's current generation to another file system, the manifest last.
+
+    Files that are there with the right size are not copied again: an interrupted copy goes on.
+
+    Args:
+        source: A store on this machine.
+        address: The folder for it.
+
+    Raises:
+        UsageError: No store, or no file system of this kind is installed.
+        CorruptError: A file is not what the manifest says; it is not copied.
+        ResourceError: It cannot be written now.
+    """
+    lease = Lease(source)
+    try:
+        system, root = open_system(address)
+        manifest = lease.manifest
+        last = manifest_name(manifest.generation)
+        for entry in manifest.files:
+            if files.digest_file(source / entry.name, entry.bytes) != entry.sha256:
+                raise CorruptError("a file's content is not what was written",
+                                   where=str(source / entry.name))  # fmt: skip
+            _put(system, source / entry.name, str(PurePosixPath(root) / entry.name), entry.bytes)
+        target = str(PurePosixPath(root) / last)
+        try:
+            system.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+            system.pipe_file(target, manifest.encode())
+        except OSError as error:
+            raise _failed(target, error) from error
+        return manifest
+    finally:
+        lease.release()
+
+
+def open_system(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the name within it.
+
+    Raises:
+        UsageError: None of this kind is installed.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        system, root = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UsageError("no file system of this kind", where=address,
+                         found=str(error).split("\n")[0][:200],
+                         todo="pip install fsspec and the package for this kind, as s3fs",
+                         ) from error  # fmt: skip
+    return system, str(root)
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "btr") / "stores"
+
+
+def _put(system: Any, source: Path, target: str, size: int) -> None:
+    try:
+        if system.exists(target) and int(system.info(target)["size"]) == size:
+            return
+        system.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+        system.put_file(str(source), target)
+    except OSError as error:
+        raise _failed(target, error) from error
+
+
+def _make_folders(folder: Path) -> None:
+    with files.explaining(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _failed(name: str, error: OSError) -> ResourceError:
+    return ResourceError("the file system failed", where=name, found=str(error)[:200],
+                         todo="try again")  # fmt: skip
