@@ -103,3 +103,15 @@ def test_a_part_of_the_corpus_gets_states(
     assert sum(state is not None for state in held) == 1
     assert run("ask", tmp_path / "s", "who built the bridge?")[0] == 0
     assert run(*words[:-1], "some")[0] == 2
+
+
+def test_a_copy_elsewhere_answers(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BTR_CACHE", str(tmp_path / "cache"))
+    address = f"file://{tmp_path}/far/store"
+    assert run("copy", store, address)[0] == 0
+    here = json.loads(run("ask", store, "who built the bridge?", "--json", "-")[1])
+    there = json.loads(run("ask", address, "who built the bridge?", "--json", "-")[1])
+    assert there["answer"] == here["answer"]
+    assert run("info", address)[0] == 0
