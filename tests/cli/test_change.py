@@ -113,5 +113,5 @@ def test_a_copy_elsewhere_answers(
     assert run("copy", store, address)[0] == 0
     here = json.loads(run("ask", store, "who built the bridge?", "--json", "-")[1])
     there = json.loads(run("ask", address, "who built the bridge?", "--json", "-")[1])
-    assert there["answer"] == here["answer"]
+    assert there["candidates"] == here["candidates"] != []
     assert run("info", address)[0] == 0
