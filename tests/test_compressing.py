@@ -189,6 +189,14 @@ def test_a_compressed_store_can_be_added_to_thinned_and_compressed_again(
     assert not list(tmp_path.glob("s.*"))
 
 
+def test_a_store_may_be_coded_and_nothing_else(store: Path, reader: BertReader) -> None:
+    before, _ = rows_of(store, reader)
+    manifest = compress(store, reader, Compression(0, lossless=True, stop_words=False))
+    after, _ = rows_of(store, reader)
+    assert np.array_equal(after, before)
+    assert manifest.compression["shared_ids"] == 0
+
+
 def test_lossless_coding_changes_no_bit(store: Path, reader: BertReader) -> None:
     compress(store, reader, Compression(ratio=0.2))
     before, _ = rows_of(store, reader)

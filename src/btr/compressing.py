@@ -67,11 +67,13 @@ class Compression:
         ratio: Share of the occurrences of every other id to lose by merging, 0 .. 0.5 (paper: 0.2).
         top: So many of the most frequent ids share their vectors too, whatever they mean.
         lossless: Code the bits that are left. They come back as they were, in more time.
+        stop_words: Stop words and punctuation share their vectors.
     """
 
     ratio: float = 0.2
     top: int = 0
     lossless: bool = False
+    stop_words: bool = True
 
 
 def compress(
@@ -195,7 +197,7 @@ class _Work:
     def _tables(self) -> CodingTables:
         present = np.flatnonzero(self.counts)
         ids = present[np.argsort(-self.counts[present], kind="stable")]
-        shared = self.share[ids].copy()
+        shared = self.share[ids] & self.how.stop_words
         shared[: self.how.top] = True
         own = ids[shared]
         rows = np.packbits(2 * self.positive[own] > self.counts[own, None], axis=1)

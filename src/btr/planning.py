@@ -32,6 +32,9 @@ SAMPLE = 20_000
 TOKENIZED = 2_048
 """Passages of the sample that are tokenised."""
 
+EMPTY_IDS = 8_192
+"""Bytes of an id table with nothing in it: two pages."""
+
 ENCODED_GROUPS = 3
 """Groups of passages that are encoded; the first is not timed."""
 
@@ -153,7 +156,8 @@ def _index(scratch: Path, kept: Sequence[Passage], passages: int) -> tuple[float
         if len(kept) < 4:
             break
     build_ids(scratch / "ids", (passage.id for passage in kept))
-    ids = files.file_size(scratch / "ids") * passages / len(kept)
+    size = files.file_size(scratch / "ids")
+    ids = EMPTY_IDS + (size - EMPTY_IDS) * passages / len(kept)
     if len(sizes) < 2 or passages <= len(kept):
         return seconds[-1] * passages / len(kept), sizes[-1] * passages / len(kept), ids
     slope = (sizes[1] - sizes[0]) / (counts[1] - counts[0])

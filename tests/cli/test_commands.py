@@ -76,7 +76,7 @@ def test_info_has_exactly_the_stable_keys(run: Run, whole_store: Path) -> None:
     assert status == 0
     assert list(report) == [
         "passages", "tokens", "dim", "split_layer", "fingerprint", "bytes",
-        "state_bytes_per_token", "ratio_to_continuous",
+        "state_bytes_per_token", "ratio_to_continuous", "removed", "generation", "compression",
     ]  # fmt: skip
     assert list(report["bytes"]) == [
         "bits", "scales", "refs", "codebook", "index", "text", "manifest"

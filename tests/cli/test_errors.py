@@ -42,7 +42,7 @@ Run = Callable[..., tuple[int, str, str]]
             ["ask", "s", "q", "--passage", "2"],
             "error[usage] No such option: --passage; did you mean --passages? see btr ask --help",
         ),
-        (["index", "x"], "Missing option '--output' / '-o'"),
+        (["index", "x"], "no place for the store; give -o, or --dry-run"),
         (["ask", "s"], "Missing argument '"),
         (["ask", "s", "q", "r"], "Got unexpected extra argument"),
         (["ask", "s", "q", "--mode", "btrr"], "'btrr' is not one of 'plain', 'decomposed', 'btr'"),

@@ -139,6 +139,11 @@ def compress(
         typer.Option("--top", min=0, help="So many of the most frequent tokens share one vector "
                      "each, besides stop words and punctuation."),
     ] = 0,
+    keep_stop_words: Annotated[
+        bool,
+        typer.Option("--keep-stop-words", help="Let stop words and punctuation have vectors of "
+                     "their own."),
+    ] = False,
     lossless: Annotated[
         bool,
         typer.Option("--lossless", help="Also code the bits that are left: smaller, and a little "
@@ -163,7 +168,7 @@ def compress(
     with progress() as bar:
         task = bar.add_task("counting", total=None)
         manifest = run(
-            store, reader, Compression(ratio, top, lossless),
+            store, reader, Compression(ratio, top, lossless, not keep_stop_words),
             lambda stage, done, total: bar.update(task, description=stage, completed=done,
                                                   total=total),
             cluster_of(ray, workers),

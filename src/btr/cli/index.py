@@ -112,16 +112,18 @@ def index(
     from btr.models import SHIPPED
     from btr.readers.load import load_reader
 
+    if dry_run:
+        output = None
+    elif output is None:
+        raise UsageError("no place for the store", todo="give -o, or --dry-run")
     # The store remembers the reader by name; a folder's must hold wherever it is opened from.
     if reader not in SHIPPED and Path(reader).expanduser().is_dir():
         reader = str(Path(reader).expanduser().absolute())
     chosen = dtype or default_dtype()
     loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
-    if dry_run:
+    if output is None:
         _estimate(sources, loaded, gpu_tflops, json)
         return
-    if output is None:
-        raise UsageError("no place for the store", todo="give -o, or --dry-run")
     target = output
     stateful = None
     if states:

@@ -24,8 +24,6 @@ def info(
     settings = spec.settings
     report = {
         "passages": manifest.passages,
-        "removed": manifest.removed,
-        "generation": manifest.generation,
         "tokens": manifest.tokens,
         "dim": spec.dim,
         "split_layer": spec.split_layer,
@@ -33,6 +31,8 @@ def info(
         "bytes": sizes.by_part,
         "state_bytes_per_token": round(sizes.state_bytes_per_token, 3),
         "ratio_to_continuous": round(sizes.ratio_to_continuous, 3),
+        "removed": manifest.removed,
+        "generation": manifest.generation,
         "compression": dict(manifest.compression),
     }
     out = console(json)
