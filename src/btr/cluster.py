@@ -86,15 +86,14 @@ class ShardEncoder:
     def __init__(self, job: dict[str, Any]) -> None:
         import torch
 
-        from btr.machine import DTYPES
+        from btr.machine import dtype_named
         from btr.readers.load import load_reader
         from btr.retrieval.dense import Embedder
 
         self.job = EncodeJob(**job)
         torch.set_num_threads(self.job.threads)
         self.spec = StoreSpec(**self.job.spec)
-        dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-        reader = load_reader(self.job.reader, self.job.mode, dtype=dtypes[self.job.dtype])
+        reader = load_reader(self.job.reader, self.job.mode, dtype=dtype_named(self.job.dtype))
         embedder = Embedder()
         found = reader.fingerprint | embedder.fingerprint
         dense = {name: self.spec.settings[name] for name in embedder.fingerprint}

@@ -27,7 +27,7 @@ from btr.errors import IncompatibleError, UsageError
 from btr.occurrences import OccurrenceFiles
 from btr.readers.base import Reader
 from btr.stop_words import shared_ids
-from btr.store.building import Building, finish_change
+from btr.store.building import Building, changing
 from btr.store.coding import MOST_TOKENS, Coder, CodingTables, write_coding
 from btr.store.entropy import (
     CLASSES,
@@ -105,9 +105,7 @@ def compress(
     if not 0 <= how.ratio <= 0.5 or how.top < 0:
         raise UsageError("a setting out of range", where="compress", found=str(how),
                          expected="a ratio of 0 to 0.5, a top of at least 0")  # fmt: skip
-    finish_change(path)
-    building = Building(path, change=True)
-    try:
+    with changing(path) as building:
         with TokenStore.open(path, fingerprint=reader.fingerprint) as store:
             if store.manifest.spec.kind == "fp16":
                 raise UsageError("only bits can be compressed", where=str(path),
@@ -122,8 +120,6 @@ def compress(
         building.publish(manifest)
         building.collect()
         return manifest
-    finally:
-        building.close()
 
 
 class _Work:

@@ -22,6 +22,7 @@ from btr.data.plan import plan_sources
 from btr.data.sources import IngestOptions, read_passages
 from btr.encoding import batches, shard_states
 from btr.errors import BtrError, InputError, UsageError
+from btr.machine import dtype_name
 from btr.readers.base import Reader
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import build_indexes
@@ -233,7 +234,7 @@ def spec_of(
         settings={
             "reader": reader.name,
             "mode": reader.mode,
-            "dtype": str(reader.dtype).removeprefix("torch."),
+            "dtype": dtype_name(reader.dtype),
             "btr": btr.__version__,
             **embedder.fingerprint,
         },

@@ -13,6 +13,16 @@ import torch
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """How a store's settings name a dtype, as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The inverse of :func:`dtype_name`, of the dtypes that readers compute in."""
+    return {dtype_name(dtype): dtype for dtype in DTYPES.values()}[name]
+
+
 def default_device() -> torch.device:
     """A GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

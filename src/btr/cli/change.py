@@ -197,14 +197,13 @@ def copy(
 
 def _own_reader(store: TokenStore) -> tuple[Reader, dict[str, str]]:
     """The reader that made a store, in its arithmetic, and the settings that say so."""
-    from btr.machine import DTYPES
+    from btr.machine import dtype_named
     from btr.readers.load import load_reader
 
     settings = store.manifest.spec.settings
     own = {name: str(settings[name]) for name in ("reader", "mode", "dtype")}
     mode: Mode = "btr" if own["mode"] == "btr" else "decomposed"
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-    return load_reader(own["reader"], mode, dtype=dtypes[own["dtype"]]), own
+    return load_reader(own["reader"], mode, dtype=dtype_named(own["dtype"])), own
 
 
 def _report(store: Path, manifest: Manifest, done: str, json: str) -> None:

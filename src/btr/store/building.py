@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -231,12 +232,8 @@ class Building:
             with files.explaining(self._discarded):
                 files.ops.rmdir(self._discarded)
 
-    def collect(self) -> int:
-        """Remove generations that nobody reads any more, and all files that no generation names.
-
-        Returns:
-            Bytes that were freed.
-        """
+    def collect(self) -> None:
+        """Remove generations that nobody reads any more, and all files that no generation names."""
         self._release()
         current = current_generation(self.target)
         kept: set[str] = set()
@@ -247,7 +244,6 @@ class Building:
             file = self.target / name
             manifest = Manifest.decode(files.read_file(file, MAX_MANIFEST_BYTES), file)
             kept |= {name, *(entry.name for entry in manifest.files)}
-        freed = 0
         for name, is_folder in reversed(list(files.list_tree(self.target))):
             path = self.target / name
             if is_folder:
@@ -255,9 +251,7 @@ class Building:
                     with files.explaining(path):
                         files.ops.rmdir(path)
             elif name not in kept and is_file_name(name):
-                freed += os.lstat(path).st_size
                 files.remove(path)
-        return freed
 
     def _release(self) -> None:
         if self._lease is not None:
@@ -269,17 +263,21 @@ class Building:
         self._lock.release()
 
 
-def finish_change(path: Path) -> None:
-    """Publish a change that a process sealed and did not live to publish.
+@contextmanager
+def changing(path: Path | str) -> Iterator[Building]:
+    """The building of a change, after one that a process sealed and did not live to publish.
 
     Raises:
         As :class:`Building`.
     """
     building = Building(path, change=True)
     try:
-        manifest = building.sealed() if os.path.lexists(building.root) else None
+        manifest = building.sealed()
         if manifest is not None:
             building.publish(manifest)
+            building.close()
+            building = Building(path, change=True)
+        yield building
     finally:
         building.close()
 

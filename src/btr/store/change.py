@@ -15,7 +15,7 @@ import numpy as np
 from btr import files
 from btr.data.passages import Passage
 from btr.errors import UsageError
-from btr.store.building import Building, Derive, finish_change
+from btr.store.building import Building, Derive, changing
 from btr.store.format import PARTS, Manifest, ShardCommit, ShardEntry
 from btr.store.ids import build_ids
 from btr.store.names import SHARDS, ids_name, shard_name
@@ -40,9 +40,7 @@ def remove_passages(path: Path | str, ordinals: Iterable[int]) -> Manifest:
         LockedError: Another process is changing the store.
         ResourceError: No space; the store is as it was.
     """
-    finish_change(Path(path))
-    building = Building(path, change=True)
-    try:
+    with changing(path) as building:
         base = _base(building)
         old = building.removed()
         gone = np.union1d(old, np.asarray(sorted(ordinals), np.int64))
@@ -62,8 +60,6 @@ def remove_passages(path: Path | str, ordinals: Iterable[int]) -> Manifest:
         building.publish(manifest)
         building.collect()
         return manifest
-    finally:
-        building.close()
 
 
 def compact(
@@ -90,9 +86,7 @@ def compact(
         CorruptError: A record is damaged; the store is as it was.
         ResourceError: No space; the store is as it was.
     """
-    finish_change(Path(path))
-    building = Building(path, change=True)
-    try:
+    with changing(path) as building:
         base = _base(building)
         full = [shard.passages for shard in base.shards[:-1]]
         if not base.removed and len(base.id_tables) == 1 and set(full) <= {
@@ -106,8 +100,6 @@ def compact(
         building.publish(manifest)
         building.collect()
         return manifest
-    finally:
-        building.close()
 
 
 def _rewrite(
@@ -119,7 +111,7 @@ def _rewrite(
     base, root, generation = _base(building), building.root, building.generation
     spec, store_id = base.spec, base.spec.store_id
     files.make_folder(root / SHARDS)
-    kept = _kept_ordinals(base.ordinals, store.removed)
+    kept = (ordinal for ordinal in range(base.ordinals) if not store.is_removed(ordinal))
     commits: list[ShardCommit] = []
     done = 0
     for number in count(base.shards[-1].number + 1):
@@ -156,16 +148,6 @@ def _rewrite(
 def _base(building: Building) -> Manifest:
     assert building.base is not None  # noqa: S101 -- for the type checker: it is a change
     return building.base
-
-
-def _kept_ordinals(ordinals: int, removed: np.ndarray) -> Iterator[int]:
-    gone = iter(removed.tolist())
-    skip = next(gone, None)
-    for ordinal in range(ordinals):
-        if ordinal == skip:
-            skip = next(gone, None)
-        else:
-            yield ordinal
 
 
 def _live(store: TokenStore) -> Iterator[Passage]:
