@@ -45,8 +45,10 @@ class BtrError(Exception):
         text = f"error[{self.code}] {self.what}"
         if self.where:
             text += f": {self.where}"
-        if self.expected or self.found:
-            text += f"; expected {self.expected or 'nothing'}, found {self.found or 'nothing'}"
+        if self.expected:
+            text += f"; expected {self.expected}, found {self.found or 'nothing'}"
+        elif self.found:
+            text += f"; found {self.found}"
         if self.todo:
             text += f"; {self.todo}"
         # One fault is one line, whatever a file name or a piece of bad input holds.

@@ -9,9 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from btr.evaluate.calibration import calibration_error, fit_calibration, main
+from btr.errors import CorruptError
+from btr.evaluate.calibration import (
+    REFUSED,
+    calibration_error,
+    fit_abstention,
+    fit_calibration,
+    main,
+)
+from btr.readers.bert import BertReader
 from btr.readers.t5 import T5Reader
 from cli_lines import one_line
+from tiny_readers import make_reader
 from tiny_t5 import make_t5, t5_tokenizer
 
 
@@ -42,6 +51,68 @@ def test_bad_samples() -> None:
         fit_calibration([-1.0], [1.0])
     with pytest.raises(ValueError, match="cannot calibrate"):
         fit_calibration([-1.0, -2.0], [1.0])
+    with pytest.raises(ValueError, match="no questions"):
+        fit_abstention([], [])
+
+
+def test_abstention_refuses_its_share_of_answerable_questions() -> None:
+    draw = np.random.default_rng(0)
+    passages = draw.integers(2, 40, 4000).tolist()
+    odds = [float(x) * math.log(n) for x, n in zip(draw.normal(3, 1, 4000), passages, strict=True)]
+    weight = fit_abstention(odds, passages)
+    refused = [x < weight * math.log(n) for x, n in zip(odds, passages, strict=True)]
+    assert np.mean(refused) == pytest.approx(REFUSED, abs=0.002)
+    assert fit_abstention([-5.0, -6.0], [4, 4]) == 0.0  # never below what training gave
+
+
+def test_an_extractive_reader_abstains_more_with_more_passages(
+    tmp_path, tokenizer, passages, capsys
+) -> None:
+    folder = tmp_path / "r"
+    reader = make_reader(folder, tokenizer, "btr", 2)
+    before = reader.read("who?", passages)
+    one = reader.read("who?", passages[:1])
+    lines = [
+        {"no_answer": 1 / (1 + math.exp(x)), "passages": n, "found": found}
+        for x, n, found in [(4.0, 4, 1), (8.0, 4, 2), (9.0, 4, 3), (1.0, 4, 0), (-9.0, 1, 1)]
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(folder), str(tmp_path / "p.jsonl")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["answerable"] == 3  # one passage tells nothing of their number
+    assert report["abstention"] == pytest.approx(np.quantile([4, 8, 9], REFUSED) / math.log(4))
+    assert report["refused_unanswerable_before"] == 0.0
+    assert report["refused_unanswerable"] == 1.0
+    fitted = BertReader.from_pretrained(folder)
+    after = fitted.read("who?", passages)
+    weight = report["abstention"]
+    odds = math.log(before.no_answer / (1 - before.no_answer)) + weight * math.log(len(passages))
+    assert after.no_answer == pytest.approx(1 / (1 + math.exp(-odds)))
+    assert [a.text for a in after.answers] == [a.text for a in before.answers]
+    total = sum(a.probability for a in after.answers) / sum(a.probability for a in before.answers)
+    assert total == pytest.approx((1 - after.no_answer) / (1 - before.no_answer))
+    assert fitted.read("who?", passages[:1]).no_answer == pytest.approx(one.no_answer)
+    assert fitted.fingerprint == reader.fingerprint  # a store stays good
+
+    # What the fitted reader says, fitted on again, gives the same number.
+    for line in lines:
+        x = math.log(1 / line["no_answer"] - 1) - weight * math.log(line["passages"])
+        line["no_answer"] = 1 / (1 + math.exp(x))
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(folder), str(tmp_path / "p.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out)["abstention"] == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("value", [-1, "x", None, float("inf"), float("nan")])
+def test_an_impossible_abstention_is_refused(tmp_path, tokenizer, value) -> None:
+    make_reader(tmp_path / "r", tokenizer, "plain", 0)
+    (tmp_path / "r" / "digests.json").unlink()
+    config = tmp_path / "r" / "config.json"
+    described = json.loads(config.read_text())
+    described["btr"]["abstention"] = value
+    config.write_text(json.dumps(described))
+    with pytest.raises(CorruptError, match="impossible abstention"):
+        BertReader.from_pretrained(tmp_path / "r")
 
 
 def write(path: Path, confidences: list[float], right: list[float]) -> Path:
@@ -82,4 +153,4 @@ def test_bad_input_is_one_line(tmp_path, capsys) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text('{"model_type": "bert"}')
     assert main([str(tmp_path / "x"), str(tmp_path / "few.jsonl")]) == 3
-    assert "only readers that generate" in one_line(capsys.readouterr().err)
+    assert "only readers of btr" in one_line(capsys.readouterr().err)

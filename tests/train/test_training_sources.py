@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from btr.data.questions import read_questions
 from btr.errors import InputError, UsageError
-from btr.train.sources import Rejects, Source, find_answers, held_out, parse_source
+from btr.train import dev_split
+from btr.train.sources import DataSettings, Rejects, Source, find_answers, held_out, parse_source
 from btr.train.span_sources import SpanDataSettings, load_span_data
+from cli_lines import one_line
 
 SHARE = 0.3
 
@@ -49,6 +52,25 @@ def test_a_held_out_question_is_in_train_with_none_of_its_passages(tmp_path, tok
     assert not trained & asked
     held = {tuple(p) for p in dev.data.passages}
     assert not held & {tuple(p) for p in train.passages}
+
+
+def test_the_dev_split_can_be_written(tmp_path, capsys):
+    records = bridges(400)
+    source = write(tmp_path / "a.jsonl", records)
+    out = tmp_path / "dev.jsonl.gz"
+    assert dev_split.main([str(out), str(source.path)]) == 0
+    share = DataSettings(()).dev_share
+    held = [r for r in records if held_out(r["ctxs"][1]["text"], share)]
+    written = list(read_questions(out))
+    assert 0 < len(written) < len(records)
+    assert [q.question for q in written] == [r["question"] for r in held]
+    assert [[p.text for p in q.contexts] for q in written] == [
+        [c["text"] for c in r["ctxs"]] for r in held
+    ]
+    assert capsys.readouterr().out == f"{len(held)} questions\n"
+    assert dev_split.main([str(tmp_path / "x.gz"), str(tmp_path / "none.jsonl")]) == 3
+    assert "none.jsonl" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "x.gz").exists()
 
 
 def test_passages_without_the_answer_are_negatives(tmp_path, tokenizer):

@@ -1,11 +1,19 @@
-"""Make a generative reader's confidence the probability that its answer is right.
+"""Fit what a reader says of its own certainty on held-out questions.
 
-A generated answer's own probability says how sure the decoder was of these words, not how often it
-is right. Two numbers, fitted on held-out questions, turn one into the other (Platt scaling):
-``log-odds of right = slope * log-probability + intercept``. They go into the checkpoint.
-
+    python -m btr.train.dev_split DEV FILE...
     btr eval --reader R --mode btr --data DEV --predictions P
     python -m btr.evaluate.calibration R/btr P
+
+A generated answer's own probability says how sure the decoder was of these words, not how often it
+is right. Two numbers turn one into the other (Platt scaling):
+``log-odds of right = slope * log-probability + intercept``.
+
+An extractive reader weighs every span of every passage against one "not answered", and learns to
+do so on single passages. Each further passage adds its false alarms, so that among twenty "not
+answered" never wins. Its score therefore grows with their number n: ``abstention * ln(n)``, the
+number such that of the questions that the passages do answer, :data:`REFUSED` are refused.
+
+The numbers go into the checkpoint's configuration.
 """
 
 from __future__ import annotations
@@ -14,8 +22,9 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +34,9 @@ from btr.files import copy_file, replaced_folder
 from btr.readers.checkpoint import read_config
 from btr.readers.digests import DIGESTS, check_digests, write_digests
 from btr.readers.t5_citations import confidence
+
+REFUSED = 0.05
+"""Share of answerable questions that an extractive reader may refuse."""
 
 _STEPS, _RIDGE = 100, 1e-3
 
@@ -73,29 +85,42 @@ def calibration_error(
     return float(sum(len(g) * abs(c[g].mean() - y[g].mean()) for g in groups) / len(order))
 
 
+def fit_abstention(odds: Sequence[float], passages: Sequence[int]) -> float:
+    """The weight of ``ln(n)`` that refuses :data:`REFUSED` of answerable questions, at least 0.
+
+    Args:
+        odds: Of every question, the log-odds of "answered" where "not answered" has score 0.
+        passages: How many each was answered from, 2 or more.
+
+    Raises:
+        ValueError: There is no question.
+    """
+    if not odds:
+        raise ValueError("no questions")
+    return max(0.0, float(np.quantile(np.array(odds) / np.log(passages), REFUSED)))
+
+
 def calibrate(checkpoint: Path, predictions: Path) -> dict[str, float]:
     """Fit on ``btr eval --predictions`` and write the numbers into the checkpoint.
 
     The checkpoint is written anew beside itself and renamed, like every checkpoint.
 
     Returns:
-        The two numbers, how many answers they rest on, and the calibration error before and after.
+        What was fitted, how many answers it rests on, and what it changes on them.
 
     Raises:
-        InputError: Not a generative checkpoint, or no usable predictions.
+        InputError: A checkpoint without a btr section, or no usable predictions.
         CorruptError: The checkpoint is damaged.
     """
     check_digests(checkpoint)
     described = read_config(checkpoint)
     section = described.get("btr")
-    if not isinstance(section, dict) or section.get("family") != "t5":
-        raise InputError("only readers that generate are calibrated", where=str(checkpoint),
-                         expected="a checkpoint of the t5 family with a btr section")  # fmt: skip
-    log_probabilities, right = _read_predictions(predictions, section.get("calibration"))
-    slope, intercept = fit_calibration(log_probabilities, right)
-    raw = [confidence(x, None) for x in log_probabilities]
-    after = [confidence(x, (slope, intercept)) for x in log_probabilities]
-    section["calibration"] = [slope, intercept]
+    if not isinstance(section, dict):
+        raise InputError("only readers of btr are calibrated", where=str(checkpoint),
+                         expected="a checkpoint with a btr section")  # fmt: skip
+    fit = _fit_confidence if section.get("family") == "t5" else _fit_abstention
+    settings, report = fit(section, predictions)
+    section |= settings
     with replaced_folder(checkpoint) as beside:
         for file in sorted(checkpoint.iterdir()):
             if file.is_file() and file.name not in ("config.json", DIGESTS):
@@ -103,7 +128,27 @@ def calibrate(checkpoint: Path, predictions: Path) -> dict[str, float]:
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         (beside / "config.json").write_text(text, encoding="utf-8")
         write_digests(beside)
-    return {
+    return report
+
+
+Fitted = tuple[dict[str, Any], dict[str, float]]
+"""What goes into the checkpoint's section, and the report."""
+
+
+def _fit_confidence(section: Mapping[str, Any], predictions: Path) -> Fitted:
+    used = section.get("calibration")
+    log_probabilities, right = [], []
+    for shown, result in _numbers(predictions, "probability", "em"):
+        if used:  # a calibrated checkpoint's own confidences, turned back
+            log_probabilities.append((_log_odds(shown) - used[1]) / used[0])
+        else:
+            log_probabilities.append(math.log(max(shown, _LEAST)))
+        right.append(result)
+    _enough(right, predictions)
+    slope, intercept = fit_calibration(log_probabilities, right)
+    raw = [confidence(x, None) for x in log_probabilities]
+    after = [confidence(x, (slope, intercept)) for x in log_probabilities]
+    return {"calibration": [slope, intercept]}, {
         "slope": slope,
         "intercept": intercept,
         "answers": len(right),
@@ -112,27 +157,57 @@ def calibrate(checkpoint: Path, predictions: Path) -> dict[str, float]:
     }
 
 
-def _read_predictions(path: Path, used: list[float] | None) -> tuple[list[float], list[float]]:
-    """Log-probabilities of answers and whether they were right."""
-    log_probabilities, right = [], []
+def _fit_abstention(section: Mapping[str, Any], predictions: Path) -> Fitted:
+    used = float(section.get("abstention", 0.0))
+    odds: dict[bool, list[float]] = {True: [], False: []}
+    passages: dict[bool, list[int]] = {True: [], False: []}
+    for refused, count, place in _numbers(predictions, "no_answer", "passages", "found"):
+        if count >= 2:
+            answerable = place > 0
+            odds[answerable].append(used * math.log(count) - _log_odds(refused))
+            passages[answerable].append(int(count))
+    _enough(odds[True], predictions)
+    weight = fit_abstention(odds[True], passages[True])
+
+    def refused_of(answerable: bool, weight: float) -> float:
+        given = zip(odds[answerable], passages[answerable], strict=True)
+        refused = [float(value < weight * math.log(n)) for value, n in given]
+        return float(np.mean(refused or [0.0]))
+
+    return {"abstention": weight}, {
+        "abstention": weight,
+        "answerable": len(odds[True]),
+        "unanswerable": len(odds[False]),
+        "refused_answerable_before": refused_of(True, used),
+        "refused_answerable": refused_of(True, weight),
+        "refused_unanswerable_before": refused_of(False, used),
+        "refused_unanswerable": refused_of(False, weight),
+    }
+
+
+_LEAST = 1e-300
+
+
+def _log_odds(probability: float) -> float:
+    probability = min(max(probability, _LEAST), 1.0)
+    return math.log(probability) - math.log(max(1 - probability, _LEAST))
+
+
+def _numbers(path: Path, *names: str) -> Iterator[list[float]]:
+    """The named fields of every prediction."""
     for number, record in read_numbered_records(path):
         try:
-            shown, result = float(record["probability"]), float(record["em"])
+            yield [float(record[name]) for name in names]
         except (KeyError, TypeError, ValueError):
             raise InputError("bad line of predictions", where=f"{path}, line {number}",
-                             expected='numbers "probability" and "em"',
+                             expected="numbers " + ", ".join(f'"{name}"' for name in names),
                              todo="write it with btr eval --predictions") from None  # fmt: skip
-        shown = min(max(shown, 1e-300), 1.0)
-        if used:  # a calibrated checkpoint's own confidences, turned back
-            odds = math.log(shown) - math.log(max(1 - shown, 1e-300))
-            log_probabilities.append((odds - used[1]) / used[0])
-        else:
-            log_probabilities.append(math.log(shown))
-        right.append(result)
-    if len(right) < 2:
+
+
+def _enough(answers: Sequence[float], path: Path) -> None:
+    if len(answers) < 2:
         raise InputError("too few predictions to calibrate on", where=str(path),
-                         expected="at least 2", found=str(len(right)))  # fmt: skip
-    return log_probabilities, right
+                         expected="at least 2", found=str(len(answers)))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

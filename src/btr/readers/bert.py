@@ -335,11 +335,12 @@ class BertReader:
     def _decode(
         self, logits: Sequence[Tensor], passages: Sequence[Passage], top: int
     ) -> tuple[tuple[Answer, ...], float]:
-        """One normalisation over all spans of all passages and "not answered" (score 0).
+        """One normalisation over all spans of all passages and "not answered".
 
         A span's score is its logits less those of its own passage's ``[CLS]``, which makes passages
-        comparable. Equal texts are one answer, with the sum of their probabilities; its source is
-        the best of its spans.
+        comparable; that of "not answered" is 0 for one passage and grows with their number, as
+        their false alarms do. Equal texts are one answer, with the sum of their probabilities;
+        its source is the best of its spans.
         """
         padded = torch.nn.utils.rnn.pad_sequence(list(logits), batch_first=True)
         lengths = torch.tensor([len(row) for row in logits])
@@ -348,7 +349,8 @@ class BertReader:
         none = padded[:, 0].sum(1)
         scores = span_scores(padded[..., 0], padded[..., 1], allowed, LONGEST_ANSWER)
         scores = scores - none[:, None, None]
-        total = float(torch.logsumexp(torch.cat([scores.flatten(), torch.zeros(1)]), 0))
+        nothing = self.config.abstention * math.log(len(passages))
+        total = float(torch.logsumexp(torch.cat([scores.flatten(), torch.tensor([nothing])]), 0))
         values, firsts, lasts = (x.tolist() for x in top_spans(scores, max(top, CANDIDATES)))
         ranked = sorted(
             (-value, passage.id, first, last, i)
@@ -371,7 +373,7 @@ class BertReader:
         for key in chosen:
             passage, a, b = best[key]
             answers.append(Answer(passage.text[a:b], min(1.0, mass[key]), passage, a, b))
-        return tuple(answers), math.exp(-total)
+        return tuple(answers), math.exp(nothing - total)
 
 
 class PassageInput:

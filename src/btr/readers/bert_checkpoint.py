@@ -7,6 +7,7 @@ base, and loading takes them from there.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class BertReaderConfig:
         passage_budget: Most tokens of a passage.
         labels: Classes that the reader tells a question's passages into, in the order of its head.
         word_embeddings: Model whose word embeddings these are, or "" if saved in the checkpoint.
+        abstention: The score of "not answered" is this times ln(n) for n passages
+            (``btr.evaluate.calibration``).
         family: Always "bert" here.
     """
 
@@ -52,6 +55,7 @@ class BertReaderConfig:
     passage_budget: int = 384
     labels: tuple[str, ...] = ()
     word_embeddings: str = ""
+    abstention: float = 0.0
     family: str = "bert"
 
     @classmethod
@@ -186,4 +190,8 @@ def read_section(section: object, shape: BertConfig, where: str) -> BertReaderCo
     if not isinstance(labels, list | tuple) or len({*map(str, labels)}) != len(labels):
         raise CorruptError("impossible labels in the btr section", where=where,
                            expected="different texts", found=str(labels)[:80])  # fmt: skip
-    return replace(config, labels=tuple(map(str, labels)))
+    weight = config.abstention
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise CorruptError("impossible abstention in the btr section", where=where,
+                           expected="at least 0", found=str(weight)[:80])  # fmt: skip
+    return replace(config, labels=tuple(map(str, labels)), abstention=float(weight))

@@ -130,7 +130,7 @@ class TokenStore:
             name, readers, stores = found
             raise IncompatibleError(
                 f"this store was made by another reader: {name} differs", where=str(self.path),
-                expected=readers, found=stores,
+                expected=readers or "nothing", found=stores,
                 todo="use the reader that made it, or build the store again",
             )  # fmt: skip
 
