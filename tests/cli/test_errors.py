@@ -196,7 +196,7 @@ def shard(store: Path) -> Path:
         lambda s: (s / "manifest.json").write_bytes(b""),
         lambda s: (s / "manifest.json").write_bytes(b"{" * 100_000),
         lambda s: reseal(s, lambda v: v.update(passages=10**99)),
-        lambda s: reseal(s, lambda v: v["files"][0].update(name="../../etc/passwd")),
+        lambda s: reseal(s, lambda v: v["files"][0].__setitem__(0, "../../etc/passwd")),
         lambda s: reseal(s, lambda v: v["spec"].update(dim=-8)),
         lambda s: [p.unlink() for p in (s / "retrieval" / "lexical").iterdir()],
     ],

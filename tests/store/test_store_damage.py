@@ -94,8 +94,10 @@ def test_every_wrong_length_of_a_shard_is_refused(path: Path) -> None:
     data = (path / SHARD).read_bytes()
     for wrong in [*(data[:n] for n in range(len(data))), data + b"\0", data + bytes(4096)]:
         (path / SHARD).write_bytes(wrong)
-        with pytest.raises(CorruptError, match="size"):
-            TokenStore.open(path)
+        with TokenStore.open(path) as store:
+            for use in (store.check_sizes, lambda: store.passages([0]), lambda: store.states([0])):
+                with pytest.raises(CorruptError, match="size"):
+                    use()
         with pytest.raises(CorruptError):  # though the manifest agrees with the wrong size
             ShardFile(path / SHARD, stub.SPEC, stub.SPEC.store_id, 0, 2, len(wrong))
 
@@ -238,8 +240,7 @@ def test_verify_finds_damage_that_the_digests_agree_with(path: Path) -> None:
         (bytes(wrong_tokens), ["tokens that are not there", "totals"]),
     ):
         (path / SHARD).write_bytes(changed)
-        entry = next(e for e in values["files"] if e["name"] == str(SHARD))
-        entry["sha256"] = hashlib.sha256(changed).hexdigest()
+        values["shards"][0][3] = hashlib.sha256(changed).hexdigest()
         manifest.write_bytes(seal(values))
         report = verify(path)
         assert len(report.damage) == len(found)
@@ -357,7 +358,7 @@ def test_hostile_shards(path: Path, effort: Callable[[str, int, int], int]) -> N
     draw, tries = random.Random(1), effort("hostile shards, checksums right", 2000, 150_000)
     shard, manifest = path / SHARD, path / "manifest.json"
     data, values = shard.read_bytes(), unseal(manifest.read_bytes())
-    entry = next(e for e in values["files"] if e["name"] == str(SHARD))
+    entry = values["shards"][0]
     tracemalloc.start()
     try:
         refused = 0
@@ -365,8 +366,8 @@ def test_hostile_shards(path: Path, effort: Callable[[str, int, int], int]) -> N
             changed = hostile_shard(data, draw)
             shard.write_bytes(changed)
             # The manifest goes along with the size, or nothing else would ever be looked at.
-            values["parts"]["states"] += len(changed) - entry["bytes"]
-            entry["bytes"] = len(changed)
+            values["parts"]["states"] += len(changed) - entry[2]
+            entry[2] = len(changed)
             if values["parts"]["states"] >= 0:
                 manifest.write_bytes(seal(values))
             refused += not survives(path, "shard")

@@ -99,21 +99,14 @@ def test_golden_manifest(tmp_path: Path) -> None:
          FileEntry("shards/00000007.btr", 10, "f" * 64)),
     )  # fmt: skip
     body = (
-        '{\n "compression": {\n  "ratio": 0.2\n },\n "counts": {\n  "stored": 1\n },\n'
-        ' "files": [\n  {\n   "bytes": 5,\n'
-        '   "name": "ids.sqlite",\n   "sha256": "' + "0" * 64 + '"\n  },\n  {\n   "bytes": 12,\n'
-        '   "name": "removed-00000003.btr",\n   "sha256": "'
-        + "1" * 64
-        + '"\n  },\n  {\n   "bytes": 10,\n   "name": "shards/00000007.btr",\n   "sha256": "'
-        + "f" * 64
-        + '"\n  }\n ],\n'
-        ' "format": "btr-store",\n "generation": 3,\n'
-        ' "parts": {\n  "passages": 1,\n  "states": 2,\n  "tables": 3,\n  "vectors": 4\n },\n'
-        ' "removed": 1,\n "shards": [\n  {\n   "number": 7,\n   "passages": 2\n  }\n ],\n'
-        ' "spec": {\n  "dense_dim": 3,\n  "dim": 16,\n  "fingerprint": {\n'
-        '   "weights": "ab"\n  },\n  "kind": "bits",\n  "passages_per_shard": 2,\n'
-        '  "settings": {\n   "reader": "stub"\n  },\n  "sources_digest": "s",\n'
-        '  "split_layer": 6\n },\n "store": "' + GOLDEN_SPEC.store_id.hex() + '",\n'
+        '{\n "compression": {"ratio": 0.2},\n "counts": {"stored": 1},\n "files": ['
+        '["ids.sqlite", 5, "' + "0" * 64 + '"], ["removed-00000003.btr", 12, "' + "1" * 64 + '"]'
+        '],\n "format": "btr-store",\n "generation": 3,\n'
+        ' "parts": {"passages": 1, "states": 2, "tables": 3, "vectors": 4},\n "removed": 1,\n'
+        ' "shards": [[7, 2, 10, "' + "f" * 64 + '"]],\n'
+        ' "spec": {"dense_dim": 3, "dim": 16, "fingerprint": {"weights": "ab"}, "kind": "bits", '
+        '"passages_per_shard": 2, "settings": {"reader": "stub"}, "sources_digest": "s", '
+        '"split_layer": 6},\n "store": "' + GOLDEN_SPEC.store_id.hex() + '",\n'
         ' "tokens": 2,\n "truncated": 0,\n "version": 1,\n "digest": "'
     ).encode()
     expected = body + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
@@ -174,7 +167,7 @@ def resealed(manifest: bytes, change: Any) -> bytes:
 
 def set_name(name: str) -> Any:
     def change(values: dict[str, Any]) -> None:
-        values["files"][-1]["name"] = name
+        values["files"][-1][0] = name
 
     return change
 
@@ -186,7 +179,7 @@ def set_name(name: str) -> Any:
         "retrieval/a/b/c/d/e", "retrieval/a b", "retrieval/a\u0000", "retrieval/a\n", "retrieval/é",
         "retrieval/" + "a" * 129, "shards/1.btr", "shards/00000000.btr ", "shards/00000009.btr",
         "manifest.json", "shards/" + "\u0660" * 8 + ".btr", "other.bin", "retrieval\\x", "C:x", "",
-        "ids.sqlite",
+        "ids.sqlite", "shards/00000000.btr",
     ],
 )  # fmt: skip
 def test_a_manifest_cannot_name_other_files(tmp_path: Path, name: str) -> None:
@@ -202,13 +195,45 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     data = (tmp_path / "store" / "manifest.json").read_bytes()
 
     def twins(values: dict[str, Any]) -> None:
-        entry = {"bytes": 0, "sha256": "0" * 64}
-        names = ["retrieval/A", "retrieval/a"]
-        values["files"] += [entry | {"name": name} for name in names]
-        values["files"].sort(key=lambda e: e["name"])
+        values["files"] += [[name, 0, "0" * 64] for name in ("retrieval/A", "retrieval/a")]
+        values["files"].sort()
 
     with pytest.raises(CorruptError, match="each once"):
         Manifest.decode(resealed(data, twins), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (0, -1), (0, 10**8), (0, 1), (0, "0"), (0, True), (1, 0), (1, 65_537), (1, 3), (1, 1.0),
+        (2, -1), (2, None), (2, 1), (3, "0" * 63), (3, "F" * 64), (3, 5),
+    ],
+)  # fmt: skip
+def test_impossible_shards_are_refused(tmp_path: Path, column: int, value: object) -> None:
+    stub.build(tmp_path / "store")
+    data = (tmp_path / "store" / "manifest.json").read_bytes()
+
+    def change(values: dict[str, Any]) -> None:
+        assert len(values["shards"]) > 1
+        values["shards"][0][column] = value
+
+    with pytest.raises(CorruptError, match=r"impossible value of (shards|parts)"):
+        Manifest.decode(resealed(data, change), tmp_path)
+
+
+def test_rows_of_other_lengths_are_refused(tmp_path: Path) -> None:
+    stub.build(tmp_path / "store")
+    data = (tmp_path / "store" / "manifest.json").read_bytes()
+    for change in (
+        lambda v: v["shards"][0].append(1),
+        lambda v: v["shards"][0].pop(),
+        lambda v: v["files"][0].append(1),
+        lambda v: v["files"][0].pop(),
+        lambda v: v["shards"].append({}),
+        lambda v: v.update(shards=None),
+    ):
+        with pytest.raises(CorruptError):
+            Manifest.decode(resealed(data, change), tmp_path)
 
 
 def test_a_newer_format_is_refused_by_its_version(tmp_path: Path) -> None:

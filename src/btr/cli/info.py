@@ -19,6 +19,7 @@ def info(
     from btr.store.sizes import store_sizes
 
     with TokenStore.open(store) as opened:
+        opened.check_sizes()
         manifest, folder = opened.manifest, opened.path
     spec, sizes = manifest.spec, store_sizes(folder, manifest)
     settings = spec.settings

@@ -97,8 +97,8 @@ def parse_section(
             near = get_close_matches(name, known, 1)
             raise IncompatibleError(
                 f"unknown setting {name!r} in the btr section", where=where,
-                expected=", ".join(known),
-                todo=(f"did you mean {near[0]}? " if near else "") + "or install a newer btr",
+                expected=", ".join(known), found=name[:80],
+                todo=(f"did you mean {near[0]}? or " if near else "") + "install a newer btr",
             )  # fmt: skip
     try:
         config = kind(**section)

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ SCALE_BYTES = {"bits": 0, "bits+rms16": 2, "bits+rms8": 1, "fp16": 0}
 """What a row of each kind is made of: its dimensions, then the token's scale."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_IN_SHARDS = names.SHARDS + "/"
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 T = TypeVar("T")
@@ -126,8 +128,7 @@ class StoreSpec:
         return values | {"fingerprint": dict(self.fingerprint), "settings": dict(self.settings)}
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """A file of a store as the manifest names it: relative name, bytes, SHA-256 in hex."""
 
     name: str
@@ -149,8 +150,7 @@ class ShardCommit:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
+class ShardEntry(NamedTuple):
     """A shard as the manifest names it: its number, and how many passages it holds."""
 
     number: int
@@ -164,7 +164,7 @@ class Manifest:
     Attributes:
         spec: What was asked for.
         generation: Changes since the store was built.
-        shards: In the order of the passages' ordinals.
+        shards: In the order of the passages' ordinals; their numbers ascend.
         tokens, truncated: Totals; ``truncated`` counts passages.
         removed: Passages that have an ordinal and count no more.
         parts: Bytes of all shards by part: "passages", "states", "tables", "vectors".
@@ -213,8 +213,19 @@ class Manifest:
         ordered = tuple(sorted(files, key=lambda entry: entry.name))
         return replace(self, files=ordered, **changes)
 
+    @property
+    def shard_files(self) -> list[FileEntry]:
+        """The files of :attr:`shards`, in their order."""
+        return [entry for entry in self.files if entry.name.startswith(_IN_SHARDS)]
+
+    @property
+    def other_files(self) -> list[FileEntry]:
+        """All files but the shards."""
+        return [entry for entry in self.files if not entry.name.startswith(_IN_SHARDS)]
+
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``."""
+        shards = zip(self.shards, self.shard_files, strict=True)
         return seal(
             {
                 "format": FORMAT,
@@ -222,14 +233,14 @@ class Manifest:
                 "store": self.spec.store_id.hex(),
                 "spec": self.spec.as_dict(),
                 "generation": self.generation,
-                "shards": [asdict(shard) for shard in self.shards],
+                "shards": [(*shard, file.bytes, file.sha256) for shard, file in shards],
                 "tokens": self.tokens,
                 "truncated": self.truncated,
                 "removed": self.removed,
                 "parts": dict(self.parts),
                 "counts": dict(self.counts),
                 "compression": dict(self.compression),
-                "files": [asdict(entry) for entry in self.files],
+                "files": self.other_files,
             }
         )
 
@@ -245,39 +256,34 @@ class Manifest:
             CorruptError: It is not a manifest, or says what cannot be.
             IncompatibleError: It was written by a newer version.
         """
-        manifest = _decoded(cls._from, data, path)
-        if manifest.encode() != data:  # a key too many, or another store's id
-            raise CorruptError("damaged file", where=str(path), expected="a manifest's keys",
-                               found="others")  # fmt: skip
-        return manifest
+        return _decoded(cls._from, cls.encode, data, path)
 
     @classmethod
     def _from(cls, values: Mapping[str, Any]) -> Manifest:
         if values["format"] != FORMAT:
             _refuse("format", FORMAT, values["format"])
+        others = [_file_entry(entry) for entry in values["files"]]
+        shards, shard_files = _shard_entries(values["shards"])
         manifest = cls(
             StoreSpec(**values["spec"]),
             _integer(values["generation"], "generation", 0, MAX_GENERATION),
-            tuple(_shard_entry(entry) for entry in values["shards"]),
+            tuple(shards),
             _integer(values["tokens"], "tokens", 0, 1 << 56),
             _integer(values["truncated"], "truncated", 0, MAX_PASSAGES),
             _integer(values["removed"], "removed", 0, MAX_PASSAGES),
             _integers(values["parts"], "parts", 4),
             check_counts(values["counts"]),
             _scalars(values["compression"], "compression", 64),
-            tuple(_file_entry(entry) for entry in values["files"]),
+            tuple(sorted(others + shard_files)),
         )
-        found = [entry.name for entry in manifest.files]
+        found = [entry.name for entry in others]
         if found != sorted(found) or len({name.lower() for name in found}) != len(found):
             _refuse("files", "sorted names, each once", "others")
-        shards = [entry for entry in manifest.files if entry.name.startswith(names.SHARDS + "/")]
-        if [names.shard_name(shard.number) for shard in manifest.shards] != [
-            entry.name for entry in shards
-        ]:
-            _refuse("files", "the shards of the manifest, in order", f"{len(shards)} others")
+        if any(name.startswith(_IN_SHARDS) for name in found):
+            _refuse("files", "all files but the shards", "a shard")
         size = manifest.spec.passages_per_shard
-        if not all(1 <= shard.passages <= size for shard in manifest.shards):
-            _refuse("shards", f"1 to {size} passages", "others")
+        if max((shard.passages for shard in shards), default=0) > size:
+            _refuse("shards", f"1 to {size} passages", "more")
         if not manifest.id_tables:
             _refuse("files", names.IDS, "none")
         removed = names.removed_name(manifest.generation)
@@ -287,7 +293,7 @@ class Manifest:
         if not manifest.passages > 0:
             _refuse("removed", "fewer than all passages", manifest.removed)
         if set(manifest.parts) != set(PARTS) or sum(manifest.parts.values()) != sum(
-            entry.bytes for entry in shards
+            entry.bytes for entry in shard_files
         ):
             _refuse("parts", "the bytes of all shards", str(dict(manifest.parts)))
         return manifest
@@ -321,7 +327,7 @@ class BuildPlan:
             first = _integer(values["first"], "first", 0, MAX_PASSAGES)
             return cls(StoreSpec(**values["spec"]), generation, first)
 
-        return _decoded(build, data, path)
+        return _decoded(build, cls.encode, data, path)
 
 
 def encode_commit(commit: ShardCommit) -> bytes:
@@ -340,7 +346,7 @@ def decode_commit(data: bytes, path: Path) -> ShardCommit:
         _integers(values["parts"], "parts", 4)
         return ShardCommit(**{f.name: values[f.name] for f in fields(ShardCommit)})
 
-    return _decoded(commit, data, path)
+    return _decoded(commit, encode_commit, data, path)
 
 
 def spec_difference(mine: StoreSpec, theirs: StoreSpec) -> tuple[str, str, str] | None:
@@ -370,8 +376,10 @@ def mapping_difference(
 # -- checking ---------------------------------------------------------------------------------
 
 
-def _decoded(build: Callable[[Mapping[str, Any]], T], data: bytes, path: Path) -> T:
-    """Unseal, check the version and that ``data`` is canonical, and build the value."""
+def _decoded(
+    build: Callable[[Mapping[str, Any]], T], encode: Callable[[T], bytes], data: bytes, path: Path
+) -> T:
+    """Unseal, check the version, build the value, and check that it is written as ``data`` is."""
     try:
         values = unseal(data)
         version = values.get("version")
@@ -379,9 +387,11 @@ def _decoded(build: Callable[[Mapping[str, Any]], T], data: bytes, path: Path) -
             raise IncompatibleError(
                 "written by a newer btr", expected=f"format version {VERSION}", found=str(version)
             )
-        if version != VERSION or seal(values) != data:
-            raise ValueError("not in canonical form")
-        return build(values)
+        if version != VERSION:
+            raise ValueError("no format version")
+        value = build(values)
+        if encode(value) != data:  # a key too many, another store's id, another way to write it
+            raise ValueError("not as btr would write it")
     except IncompatibleError as error:
         raise IncompatibleError(
             error.what, where=str(path), expected=error.expected, found=error.found,
@@ -393,6 +403,7 @@ def _decoded(build: Callable[[Mapping[str, Any]], T], data: bytes, path: Path) -
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
         raise CorruptError("damaged file", where=str(path), expected="sealed JSON of this format",
                            found=str(error)[:200] or type(error).__name__) from None  # fmt: skip
+    return value
 
 
 def _refuse(name: str, expected: str, found: object) -> NoReturn:
@@ -455,15 +466,26 @@ def _scalars(value: Any, name: str, most: int) -> dict[str, Any]:
     return dict(items)
 
 
-def _shard_entry(value: Any) -> ShardEntry:
-    entry = ShardEntry(**value)
-    _integer(entry.number, "shards.number", 0, MAX_SHARDS - 1)
-    _integer(entry.passages, "shards.passages", 1, 65_536)
-    return entry
+def _shard_entries(rows: Any) -> tuple[list[ShardEntry], list[FileEntry]]:
+    """The shards of a manifest and their files, checked column by column: there may be many."""
+    numbers, passages, sizes, digests = zip(*rows, strict=True) if rows else ((),) * 4
+    for name, column, low, high in (
+        ("number", numbers, 0, MAX_SHARDS - 1),
+        ("passages", passages, 1, 65_536),
+        ("bytes", sizes, 0, MAX_FILE_BYTES),
+    ):
+        if not all(type(value) is int and low <= value <= high for value in column):
+            _refuse(f"shards.{name}", f"integers from {low} to {high}", "others")
+    if not all(a < b for a, b in pairwise(numbers)):
+        _refuse("shards.number", "ascending numbers", "others")
+    if not all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests):
+        _refuse("shards.sha256", "digests of 64 hex digits", "others")
+    files = map(FileEntry, map(names.shard_name, numbers), sizes, digests)
+    return list(map(ShardEntry, numbers, passages)), list(files)
 
 
 def _file_entry(value: Any) -> FileEntry:
-    entry = FileEntry(**value)
+    entry = FileEntry(*value)
     if not isinstance(entry.name, str) or not names.is_file_name(entry.name):
         _refuse("files", "names as docs/format.md allows", repr(entry.name))
     _integer(entry.bytes, entry.name, 0, MAX_FILE_BYTES)

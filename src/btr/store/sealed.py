@@ -9,12 +9,16 @@ from typing import Any
 from btr.files import new_digest
 
 _TRAILER = b'"\n}\n'
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=True, allow_nan=False).encode
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
-    """JSON in its one canonical form, ending in the digest of all that comes before it."""
-    text = json.dumps(values, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
-    body = text.removesuffix("\n}").encode("ascii") + b',\n "digest": "'
+    """JSON in its one canonical form, ending in the digest of all that comes before it.
+
+    A line a key, and each value on its line: Python writes indented JSON ten times slower.
+    """
+    lines = [f' "{key}": {_encode(values[key])}' for key in sorted(values)]
+    body = ("{\n" + ",\n".join([*lines, ' "digest": "'])).encode("ascii")
     digest = new_digest()
     digest.update(body)
     return body + digest.hexdigest().encode("ascii") + _TRAILER
