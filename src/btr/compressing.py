@@ -38,7 +38,7 @@ from btr.store.entropy import (
     nominal,
     probabilities,
 )
-from btr.store.format import PARTS, Manifest, PassageState, ShardCommit, ShardEntry, StoreSpec
+from btr.store.format import Manifest, PassageState, ShardCommit, StoreSpec, shard_totals
 from btr.store.names import CODING, SHARDS, coding_name, shard_name
 from btr.store.reader import TokenStore
 from btr.store.shard import StateRecord, state_record
@@ -237,8 +237,7 @@ class _Work:
             np.concatenate([[0], counts[classed]]), prior,
         )  # fmt: skip
         owner = np.where(classed, np.cumsum(classed), 0)
-        rank = np.full(len(self.counts), -1, np.int64)
-        rank[tables.ids] = np.arange(len(tables.ids))
+        rank = tables.rank_of()
         counted = np.zeros((CLASSES * DRIFTS, 2), np.int64)
         every = max(1, len(self.store) // SAMPLE)
         for states, ids in self.passages("modelling", every):
@@ -298,8 +297,7 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
     manifest = replace(
         base,
         generation=generation,
-        shards=tuple(ShardEntry(c.shard, c.passages) for c in commits),
-        parts={part: sum(c.parts[part] for c in commits) for part in PARTS},
+        **shard_totals(commits),
         compression={
             "ratio": work.how.ratio,
             "top": work.how.top,

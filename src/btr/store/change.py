@@ -16,7 +16,7 @@ from btr import files
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.store.building import Building, Derive, changing
-from btr.store.format import PARTS, Manifest, ShardCommit, ShardEntry
+from btr.store.format import Manifest, ShardCommit, shard_totals
 from btr.store.ids import build_ids
 from btr.store.names import SHARDS, ids_name, shard_name
 from btr.store.reader import TokenStore
@@ -133,14 +133,7 @@ def _rewrite(
     if derive is not None and base.lexical_folders:
         written += building.derive(derive, _live(store), 0)
     dropped = (SHARDS, "ids", "removed", "retrieval")
-    manifest = replace(
-        base,
-        generation=generation,
-        shards=tuple(ShardEntry(c.shard, c.passages) for c in commits),
-        tokens=sum(c.tokens for c in commits),
-        truncated=sum(c.truncated for c in commits),
-        parts={part: sum(c.parts[part] for c in commits) for part in PARTS},
-    )
+    manifest = replace(base, generation=generation, **shard_totals(commits))
     others = [entry for entry in base.files if not entry.name.startswith(dropped)]
     return building.seal(manifest, written, kept=others)
 

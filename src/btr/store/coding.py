@@ -87,6 +87,12 @@ class CodingTables:
         width: int = self.codebook.shape[1]
         return width
 
+    def rank_of(self) -> Ints:
+        """The rank of every id up to the greatest, -1 where it has none."""
+        ranks = np.full(int(self.ids.max(initial=0)) + 1, -1, np.int64)
+        ranks[self.ids] = np.arange(len(self.ids))
+        return ranks
+
     def row_of(self) -> Ints:
         """``[R]``: the row of each shared rank."""
         return np.cumsum(self.shared) - 1
@@ -118,10 +124,8 @@ class Coder:
 
     @cached_property
     def _rank_of(self) -> Ints:
-        """The rank of every id, -1 where it has none."""
-        ranks = np.full(int(self.tables.ids.max(initial=0)) + 1, -1, np.int64)
-        ranks[self.tables.ids] = np.arange(len(self.tables.ids))
-        return ranks
+        # Only encoding needs it.
+        return self.tables.rank_of()
 
     def encode(self, state: PassageState, ids: Ints, groups: Ints) -> tuple[StateRecord, Bytes]:
         """A state's coded record.

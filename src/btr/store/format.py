@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -297,6 +297,20 @@ class Manifest:
         ):
             _refuse("parts", "the bytes of all shards", str(dict(manifest.parts)))
         return manifest
+
+
+def shard_totals(commits: Sequence[ShardCommit], base: Manifest | None = None) -> dict[str, Any]:
+    """The fields of a manifest that its shards decide: those of ``base``, if any, then these."""
+    parts = base.parts if base else dict.fromkeys(PARTS, 0)
+    return {
+        "shards": (
+            *(base.shards if base else ()),
+            *(ShardEntry(commit.shard, commit.passages) for commit in commits),
+        ),
+        "tokens": sum(c.tokens for c in commits) + (base.tokens if base else 0),
+        "truncated": sum(c.truncated for c in commits) + (base.truncated if base else 0),
+        "parts": {part: parts[part] + sum(c.parts[part] for c in commits) for part in PARTS},
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,16 +20,15 @@ from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
 from btr.store.building import BUILD, COMMITS, Building, Derive
 from btr.store.format import (
     MAX_MANIFEST_BYTES,
-    PARTS,
     BuildPlan,
     Manifest,
     PassageState,
     ShardCommit,
-    ShardEntry,
     StoreSpec,
     check_counts,
     decode_commit,
     encode_commit,
+    shard_totals,
     spec_difference,
 )
 from btr.store.ids import build_ids
@@ -367,17 +366,11 @@ class StoreWriter:
         manifest = Manifest(
             base.spec if base else self._spec,
             generation,
-            (*(base.shards if base else ()), *(ShardEntry(c.shard, c.passages) for c in commits)),
-            tokens=sum(c.tokens for c in commits) + (base.tokens if base else 0),
-            truncated=sum(c.truncated for c in commits) + (base.truncated if base else 0),
             removed=0,
-            parts={
-                part: sum(c.parts[part] for c in commits) + (base.parts[part] if base else 0)
-                for part in PARTS
-            },
             counts=_added(base.counts, counts) if base else dict(counts),
             compression=base.compression if base else {},
             files=(),
+            **shard_totals(commits, base),
         )
         removed = np.union1d(self._building.removed(), np.asarray(replaced, np.int64))
         return self._building.seal(
