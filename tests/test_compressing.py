@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_stop_words_share_their_majority_and_nothing_else_changes(
     store: Path, reader: BertReader
 ) -> None:
     before, ids = rows_of(store, reader)
-    manifest = compress(store, reader, Compression(ratio=0))
+    manifest = compress(store, reader, Compression(ratio=0, neighbours=False))
     after, _ = rows_of(store, reader)
     shared = shared_ids(reader.vocabulary)
     assert {reader.vocabulary[i] for i in np.unique(ids) if shared[i]} >= {"the", "of", "."}
@@ -85,6 +86,23 @@ def test_stop_words_share_their_majority_and_nothing_else_changes(
         assert np.all(np.unpackbits(after[ids == token], axis=1) == positive)
     assert manifest.compression["shared_tokens"] == int(shared[ids].sum())
     assert verify(store).ok
+
+
+def test_neighbours_tell_more_of_a_stop_word_than_its_majority(
+    store: Path, reader: BertReader
+) -> None:
+    before, ids = rows_of(store, reader)
+    shared = shared_ids(reader.vocabulary)[ids]
+    shutil.copytree(store, store.with_name("copy"))
+    errors = []
+    for path, neighbours in ((store.with_name("copy"), False), (store, True)):
+        manifest = compress(path, reader, Compression(ratio=0, neighbours=neighbours))
+        assert manifest.compression["neighbours"] is neighbours
+        after, _ = rows_of(path, reader)
+        assert np.array_equal(after[~shared], before[~shared])
+        errors.append(np.unpackbits(after[shared] ^ before[shared], axis=1).mean())
+        assert verify(path).ok
+    assert 0 < errors[1] < 0.8 * errors[0]
 
 
 def test_the_closest_occurrences_of_an_id_merge(store: Path, reader: BertReader) -> None:
@@ -183,7 +201,8 @@ def test_a_compressed_store_can_be_added_to_thinned_and_compressed_again(
     rows, _ = rows_of(store, reader)
     assert len(rows) == tokens
     before = store_sizes(store, TokenStore.open(store).manifest).state_bytes_per_token
-    manifest = compress(store, reader, Compression(top=30))
+    # (The neighbours' factors are worth more than a store as small as this.)
+    manifest = compress(store, reader, Compression(top=30, neighbours=False))
     assert store_sizes(store, manifest).state_bytes_per_token < before
     assert verify(store).ok
     assert not list(tmp_path.glob("s.*"))

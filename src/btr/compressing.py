@@ -1,10 +1,11 @@
 """Compress a store offline: shared vectors for stop words, merged ones for the rest (section 5).
 
-Three passes over the store, each as a stream. 1: count token ids, and how often each dimension is
+Passes over the store, each as a stream. 1: count token ids, and how often each dimension is
 positive. 2: write the vectors of all ids that are not shared to files of a bounded size, id by id;
 merge within each id; write the merged vectors to the codebook and each occurrence's group to a file
-again. 3: write the shards, with every passage's groups read back in the order in which they were
-written. Memory holds one such file and the counts of the vocabulary, whatever the corpus.
+again; fit, on a sample, what shared vectors are worked out with. 3: write the shards, with every
+passage's groups read back in the order in which they were written. Memory holds one such file and
+the counts of the vocabulary, whatever the corpus.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from btr.store.entropy import (
 )
 from btr.store.format import Manifest, PassageState, ShardCommit, StoreSpec, shard_totals
 from btr.store.names import CODING, SHARDS, coding_name, shard_name
+from btr.store.neighbours import NeighbourFit, NeighbourModel
 from btr.store.reader import TokenStore
 from btr.store.shard import StateRecord, state_record
 from btr.store.shard_file import write_shard_file
@@ -51,9 +53,9 @@ CLASSED = 32
 """Occurrences from which an id has probabilities of its own: what they save is then more."""
 
 SAMPLE = 20_000
-"""Passages in which probabilities are counted."""
+"""Passages in which probabilities are counted, and in which neighbours are looked at."""
 
-Stage = Literal["counting", "scattering", "merging", "modelling", "writing"]
+Stage = Literal["counting", "scattering", "merging", "fitting", "modelling", "writing"]
 Progress = Callable[[Stage, int, int], None]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -68,12 +70,15 @@ class Compression:
         top: So many of the most frequent ids share their vectors too, whatever they mean.
         lossless: Code the bits that are left. They come back as they were, in more time.
         stop_words: Stop words and punctuation share their vectors.
+        neighbours: Work out each occurrence of a shared id from the stored vectors beside it; not
+            so, all have the sign of their mean, as in the paper.
     """
 
     ratio: float = 0.2
     top: int = 0
     lossless: bool = False
     stop_words: bool = True
+    neighbours: bool = True
 
 
 def compress(
@@ -149,6 +154,8 @@ class _Work:
         self.codebook = scratch / "codebook"
         self.codebook.touch()
         self.occurrences = self._merge() if how.ratio else None
+        if how.neighbours and self.tables.shared.any():
+            self.tables = replace(self.tables, neighbours=self._neighbours())
         if how.lossless:
             self.tables = replace(self.tables, model=self._model())
 
@@ -224,6 +231,31 @@ class _Work:
             book = np.memmap(self.codebook, np.uint8, "r").reshape(-1, self.bits_bytes)
         self.tables = replace(self.tables, groups=sizes, codebook=book)
         return occurrences
+
+    def _neighbours(self) -> NeighbourModel:
+        """Fit what shared vectors are worked out with.
+
+        What an earlier compression fitted is kept if it knows all shared ids: vectors that were
+        worked out once come out the same again.
+        """
+        tables, b = self.tables, self.bits_bytes
+        rank, row_of = tables.rank_of(), tables.row_of()
+        own = tables.ids[tables.shared]
+        earlier = self.store.coding
+        if earlier is not None and earlier.neighbours is not None:
+            known = earlier.ids[earlier.shared]
+            order = np.argsort(known)
+            place = order[np.searchsorted(known, own, sorter=order).clip(0, len(known) - 1)]
+            if np.array_equal(known[place], own):
+                return replace(earlier.neighbours, base=earlier.neighbours.base[place])
+        fit = NeighbourFit(len(own), self.spec.dim)
+        every = max(1, len(self.store) // SAMPLE)
+        for states, ids in self.passages("fitting", every):
+            ranks = rank[np.concatenate(ids)]
+            shared = tables.shared[ranks]
+            rows = np.concatenate([state.rows for state in states])[:, :b]
+            fit.add(rows, shared, [len(row) for row in ids], row_of[ranks[shared]])
+        return fit.model(2 * self.positive[own] / self.counts[own, None] - 1)
 
     def _model(self) -> BitModel:
         """Count what the bits of ids that are not shared are like."""
@@ -301,6 +333,7 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
         compression={
             "ratio": work.how.ratio,
             "top": work.how.top,
+            "neighbours": work.tables.neighbours is not None,
             "shared_ids": int(work.tables.shared.sum()),
             "shared_tokens": int(work.counts[work.tables.ids[work.tables.shared]].sum()),
             "merged_vectors": int(work.tables.groups.sum()),

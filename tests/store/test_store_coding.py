@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 import tracemalloc
@@ -17,12 +18,15 @@ from btr.errors import CorruptError
 from btr.store import PassageState
 from btr.store.coding import CODING, Coder, CodingTables, load_coding, write_coding
 from btr.store.entropy import CLASSES, DRIFTS, SCALE, BitModel
+from btr.store.neighbours import NeighbourModel
 from btr.store.shard import StateRecord, decode_state, section_seed
 
 BITS = 3
 
 
-def tables(ids: int, scale_bytes: int, seed: int = 0, *, lossless: bool = False) -> CodingTables:
+def tables(
+    ids: int, scale_bytes: int, seed: int = 0, *, lossless: bool = False, beside: bool = False
+) -> CodingTables:
     """Of ``ids`` token ids, a third of them shared, groups of all sizes among the others."""
     draw = np.random.default_rng(seed)
     shared = draw.random(ids) < 1 / 3
@@ -35,10 +39,18 @@ def tables(ids: int, scale_bytes: int, seed: int = 0, *, lossless: bool = False)
             draw.integers(0, CLASSES, (int(owns.sum()) + 1, 8 * BITS), np.uint8),
             draw.integers(1, SCALE, CLASSES * DRIFTS).astype(np.uint16),
         )
+    neighbours = None
+    if beside:
+        neighbours = NeighbourModel(
+            draw.integers(-3000, 3000, (int(shared.sum()), 8 * BITS)).astype(np.int16),
+            draw.integers(-127, 128, (8 * BITS, 8 * BITS)).astype(np.int8),
+            draw.integers(-127, 128, (8 * BITS, 8 * BITS)).astype(np.int8),
+        )
     return CodingTables(
         draw.permutation(ids + 7)[:ids], shared,
         draw.integers(0, 256, (int(shared.sum()), BITS + scale_bytes), np.uint8), groups,
         draw.integers(0, 256, (int(groups.sum()), BITS), np.uint8), scale_bytes, model,
+        neighbours,
     )  # fmt: skip
 
 
@@ -71,14 +83,29 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
             rows[i] = of.rows[int(of.shared[:place].sum())]
         elif groups[i] >= 0:
             rows[i, :BITS] = of.codebook[starts[place] + groups[i]]
+    if of.neighbours is not None:
+        stored = [i for i, token in enumerate(ids.tolist()) if not of.shared[rank[token]]]
+        for i, token in enumerate(ids.tolist()):
+            if not of.shared[rank[token]]:
+                continue
+            score = of.neighbours.base[int(of.shared[: rank[token]].sum())].astype(int)
+            before, after = [j for j in stored if j < i], [j for j in stored if j > i]
+            for found, factor in ((before[-1:], of.neighbours.left),
+                                  (after[:1], of.neighbours.right)):  # fmt: skip
+                for j in found:
+                    signs = 2 * np.unpackbits(rows[j, :BITS]).astype(int) - 1
+                    weight = max(1, round(8 / math.sqrt(min(64, abs(i - j)))))
+                    score += weight * (signs @ factor.astype(int))
+            rows[i, :BITS] = np.packbits(score >= 0)
     return rows.tobytes()
 
 
 @pytest.mark.parametrize("ids", [1, 2, 100, 256, 257, 3000, 65_536, 65_537, 70_000])
 @pytest.mark.parametrize("scale_bytes", [0, 2])
 @pytest.mark.parametrize("lossless", [False, True])
-def test_what_is_coded_comes_back(ids: int, scale_bytes: int, lossless: bool) -> None:
-    of = tables(ids, scale_bytes, lossless=lossless)
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_coded_comes_back(ids: int, scale_bytes: int, lossless: bool, beside: bool) -> None:
+    of = tables(ids, scale_bytes, lossless=lossless, beside=beside)
     coder = Coder(of)
     given = states(of, 30)
     records = []
@@ -102,7 +129,7 @@ def test_frequent_ids_take_one_byte() -> None:
 
 @pytest.mark.parametrize("lossless", [False, True])
 def test_damage_is_never_decoded_and_harms_only_its_passage(lossless: bool) -> None:
-    of = tables(400, 1, lossless=lossless)
+    of = tables(400, 1, lossless=lossless, beside=lossless)
     coder = Coder(of)
     given = states(of, 4)
     records = [coder.encode(*one)[0] for one in given]
@@ -125,7 +152,7 @@ def test_damage_is_never_decoded_and_harms_only_its_passage(lossless: bool) -> N
 
 @pytest.mark.parametrize("lossless", [False, True])
 def test_damage_of_the_codebook_or_the_tables_is_found(tmp_path: Path, lossless: bool) -> None:
-    of = tables(60, 0, lossless=lossless)
+    of = tables(60, 0, lossless=lossless, beside=lossless)
     spec = stub.spec(dim=8 * BITS)
     (tmp_path / "book").write_bytes(of.codebook.tobytes())
     path = tmp_path / "coding"
@@ -165,7 +192,7 @@ def test_hostile_coding_files(
     memory_folder: Path, effort: Callable[[str, int, int], int], lossless: bool
 ) -> None:
     of, spec, path = (
-        tables(60, 0, lossless=lossless),
+        tables(60, 0, lossless=lossless, beside=lossless),
         stub.spec(dim=8 * BITS),
         memory_folder / "coding",
     )

@@ -144,6 +144,11 @@ def compress(
         typer.Option("--keep-stop-words", help="Let stop words and punctuation have vectors of "
                      "their own."),
     ] = False,
+    plain_sharing: Annotated[
+        bool,
+        typer.Option("--plain-sharing", help="Give all occurrences of a stop word the same vector, "
+                     "as the paper does, in place of one worked out from their neighbours."),
+    ] = False,
     lossless: Annotated[
         bool,
         typer.Option("--lossless", help="Also code the bits that are left: smaller, and a little "
@@ -167,8 +172,11 @@ def compress(
         reader, _ = _own_reader(opened)
     with progress() as bar:
         task = bar.add_task("counting", total=None)
+        how = Compression(
+            ratio, top, lossless, stop_words=not keep_stop_words, neighbours=not plain_sharing
+        )
         manifest = run(
-            store, reader, Compression(ratio, top, lossless, not keep_stop_words),
+            store, reader, how,
             lambda stage, done, total: bar.update(task, description=stage, completed=done,
                                                   total=total),
             cluster_of(ray, workers),

@@ -1,7 +1,8 @@
 """States with less than a vector a token: shared vectors, merged vectors, and what is left.
 
 Offline compression (method, section 5) leaves three kinds of tokens. Those of *shared* ids (stop
-words and punctuation) have one vector an id, and nothing stored for an occurrence. Of the others,
+words and punctuation) have one vector an id, or one worked out from their neighbours, and nothing
+stored for an occurrence. Of the others,
 *merged* ones refer to a group's vector in the codebook, and the rest have their own. Token ids say
 which is which, so they are stored too, frequent ones in one byte. ``docs/format.md`` fixes the
 bytes.
@@ -33,12 +34,13 @@ from btr.store.entropy import CLASSES, DRIFTS, SCALE, BitModel
 from btr.store.format import Manifest, PassageState, StoreSpec
 from btr.store.names import CODING as CODING_FILE
 from btr.store.names import added_by
+from btr.store.neighbours import NeighbourModel
 from btr.store.shard import StateRecord, crc_matches, section_seed, state_record, with_crc
 
 MAGIC = b"\x89BTRcode"
 CODING = 9
 """Seed of the tables' CRC; not a section of a shard."""
-HEAD = struct.Struct("<8sI16sIIIIIIQ")
+HEAD = struct.Struct("<8sI16sIIIIIIIQ")
 BODY = struct.Struct("<HHHH")
 _CRC = struct.Struct("<I")
 MOST_TOKENS = 65_535
@@ -60,6 +62,8 @@ class CodingTables:
         codebook: ``[sum of groups, b]`` merged vectors, by rank.
         scale_bytes: Of a token's scale.
         model: What lone tokens' bits are coded with; None where they stand as they are.
+        neighbours: What shared tokens' bits are worked out with; None where they have those of
+            ``rows``.
     """
 
     ids: Ints
@@ -69,6 +73,7 @@ class CodingTables:
     codebook: Bytes
     scale_bytes: int
     model: BitModel | None = None
+    neighbours: NeighbourModel | None = None
 
     @property
     def one_byte(self) -> int:
@@ -155,10 +160,10 @@ class Coder:
         if tables.model is not None:
             bits = tables.model.encode(bits, rank[alone])
         rows = np.empty_like(state.rows)
-        rows[shared] = tables.rows[self._rows[rank[shared]]]
         rows[alone, :b] = state.rows[alone, :b]
         rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups[referring]]
         rows[own, b:] = state.rows[own, b:]
+        self._fill(rows, rank, shared, [len(rows)])
         body = b"".join(
             (
                 head, lead.tobytes(), trail.tobytes(),
@@ -266,13 +271,23 @@ class Coder:
             counts = [cut.lone for cut in cuts]
             bits = tables.model.decode([cut.alone for cut in cuts], counts, rank[alone])
         rows = np.empty((len(rank), b + tables.scale_bytes), np.uint8)
-        rows[shared] = tables.rows[self._rows[rank[shared]]]
         rows[alone, :b] = bits
         rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups]
         if tables.scale_bytes:
             rows[own, b:] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
+        self._fill(rows, rank, shared, [len(cut.lead) for cut in cuts])
         ends = accumulate(len(cut.lead) for cut in cuts)
         return [rows[end - len(cut.lead) : end] for cut, end in zip(cuts, ends, strict=True)]
+
+    def _fill(
+        self, rows: Bytes, rank: Ints, shared: NDArray[np.bool_], lengths: Sequence[int]
+    ) -> None:
+        """Write the rows of shared tokens, when all others are there."""
+        tables, b = self.tables, self.tables.bits_bytes
+        which = self._rows[rank[shared]]
+        rows[shared] = tables.rows[which]
+        if tables.neighbours is not None and len(which):
+            rows[shared, :b] = tables.neighbours.bits(rows[:, :b], shared, lengths, which)
 
 
 class _MalformedError(Exception):
@@ -356,7 +371,8 @@ def write_coding(
     size = groups * tables.bits_bytes
     head = HEAD.pack(
         MAGIC, 1, spec.store_id, generation, spec.row_bytes, tables.scale_bytes, len(tables.ids),
-        int(tables.shared.sum()), len(tables.model.classes) if tables.model else 0, groups,
+        int(tables.shared.sum()), len(tables.model.classes) if tables.model else 0,
+        int(tables.neighbours is not None), groups,
     )  # fmt: skip
     with files.NewFile(path) as new:
         new.write(
@@ -364,7 +380,7 @@ def write_coding(
                 section_seed(spec.store_id, generation, CODING), head,
                 tables.ids.astype("<u4").tobytes(), np.packbits(tables.shared).tobytes(),
                 tables.groups.astype("<u4").tobytes(), tables.rows.tobytes(),
-                _model_bytes(tables.model),
+                _model_bytes(tables.model), _neighbour_bytes(tables.neighbours),
             )
         )  # fmt: skip
         for chunk in files.read_chunks(codebook, size):
@@ -383,17 +399,17 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         head = files.read_exact(fd, min(HEAD.size, size), 0, path)
         if len(head) < HEAD.size:
             raise _damaged(path)
-        (magic, version, owner, number, row_bytes, scale_bytes, ranks, shared, classed, groups) = (
-            HEAD.unpack(head)
-        )
-        if (magic, version, owner, number, row_bytes, scale_bytes) != (
+        *settings, ranks, shared, classed, beside, groups = HEAD.unpack(head)
+        if settings != [
             MAGIC, 1, spec.store_id, generation, spec.row_bytes, spec.scale_bytes,
-        ):  # fmt: skip
+        ] or beside > 1:  # fmt: skip
             raise _damaged(path)
+        row_bytes, scale_bytes = spec.row_bytes, spec.scale_bytes
         bits = row_bytes - scale_bytes
         flags = -(-ranks // 8)
         model = flags + classed * 4 * bits + 2 * CLASSES * DRIFTS if classed else 0
-        counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model)
+        around = beside * (16 * shared * bits + 2 * spec.dim**2)
+        counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model, around)
         checked = HEAD.size + sum(counts) + _CRC.size
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
             raise _damaged(path)
@@ -403,7 +419,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
     if not crc_matches(section_seed(spec.store_id, generation, CODING), data):
         raise _damaged(path)
     ends = np.cumsum((HEAD.size, *counts)).tolist()
-    ids, bitmap, sizes, rows, coded = (data[a:z] for a, z in pairwise(ends))
+    ids, bitmap, sizes, rows, coded, near = (data[a:z] for a, z in pairwise(ends))
     tables = CodingTables(
         np.frombuffer(ids, "<u4").astype(np.int64),
         np.unpackbits(np.frombuffer(bitmap, np.uint8), count=ranks).view(np.bool_),
@@ -415,6 +431,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         else np.empty((0, bits), np.uint8),
         scale_bytes,
         _model_of(coded, ranks, classed, bits) if classed else None,
+        _neighbours_of(near, shared, spec.dim) if beside else None,
     )
     if (
         int(tables.shared.sum()) != shared
@@ -448,6 +465,24 @@ def _model_of(data: bytes, ranks: int, classed: int, bits_bytes: int) -> BitMode
     # A chance of 0 or 1 would end the decoder; only damage that its checksum knows of makes one.
     chances = np.clip(chances, 1, SCALE - 1)
     return BitModel(owns * np.cumsum(owns), classes, chances)
+
+
+def _neighbour_bytes(model: NeighbourModel | None) -> bytes:
+    """Bases, left factors, right factors."""
+    if model is None:
+        return b""
+    return model.base.astype("<i2").tobytes() + model.left.tobytes() + model.right.tobytes()
+
+
+def _neighbours_of(data: bytes, shared: int, dim: int) -> NeighbourModel:
+    """The inverse of :func:`_neighbour_bytes`."""
+    base, left, right = (data[a:z] for a, z in pairwise(accumulate(
+        (0, 2 * shared * dim, dim * dim, dim * dim))))  # fmt: skip
+    return NeighbourModel(
+        np.frombuffer(base, "<i2").astype(np.int16).reshape(shared, dim),
+        np.frombuffer(left, np.int8).reshape(dim, dim),
+        np.frombuffer(right, np.int8).reshape(dim, dim),
+    )
 
 
 def load_coder(path: Path, manifest: Manifest) -> Coder | None:

@@ -20,7 +20,7 @@ import numpy as np
 from btr import files
 from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
-from btr.store.coding import load_coder, undecodable
+from btr.store.coding import CodingTables, load_coder, undecodable
 from btr.store.format import Manifest, PassageState, mapping_difference
 from btr.store.generations import Lease
 from btr.store.ids import IdTable
@@ -158,6 +158,11 @@ class TokenStore:
                 expected=readers or "nothing", found=stores,
                 todo="use the reader that made it, or build the store again",
             )  # fmt: skip
+
+    @property
+    def coding(self) -> CodingTables | None:
+        """What coded states are decoded with; None in a store that has none."""
+        return None if self._coder is None else self._coder.tables
 
     def __len__(self) -> int:
         """Ordinals, those of removed passages among them."""
