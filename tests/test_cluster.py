@@ -143,8 +143,10 @@ def test_a_cluster_compresses_to_the_same_bytes(
     monkeypatch.setattr(btr.occurrences, "MOST_FILES", 1000)
     for name in ("a", "b"):
         build_index([sources], tmp_path / name, reader, embedder=Embedder(), shard_passages=SHARD)
-    compress(tmp_path / "a", reader, Compression(ratio=0.3))
-    compress(tmp_path / "b", reader, Compression(ratio=0.3), cluster=cluster)
+    compress(tmp_path / "a", reader, Compression(ratio=0.3, neighbours=False))
+    compress(tmp_path / "b", reader, Compression(ratio=0.3, neighbours=False), cluster=cluster)
+    with pytest.raises(UsageError, match="only merging is done on a cluster"):
+        compress(tmp_path / "b", reader, Compression(), cluster=cluster)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert verify(tmp_path / "b").ok
 

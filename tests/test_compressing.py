@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+import btr.compressing
 import btr.occurrences
 from btr.bits import hamming
 from btr.compressing import Compression, compress
@@ -105,9 +106,38 @@ def test_neighbours_tell_more_of_a_stop_word_than_its_majority(
     assert 0 < errors[1] < 0.8 * errors[0]
 
 
+def test_tokens_that_their_neighbours_guess_best_are_left_out(
+    store: Path, reader: BertReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(btr.compressing, "BASED", 4)
+    before, ids = rows_of(store, reader)
+    shared = shared_ids(reader.vocabulary)[ids]
+    for path, ratio in ((store.with_name("copy"), 0.0), (store, 0.4)):
+        if ratio == 0:
+            shutil.copytree(store, path)
+        manifest = compress(path, reader, Compression(ratio=ratio))
+        after, _ = rows_of(path, reader)
+        changed = np.any(after != before, axis=1) & ~shared
+        left_out = manifest.compression["left_out_tokens"]
+        assert changed.sum() <= left_out <= ratio * (~shared).sum()
+        assert bool(changed.any()) is (ratio > 0)
+        assert verify(path).ok
+    sizes = store_sizes(store, manifest)
+    total = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
+    assert sum(sizes.by_part.values()) == total
+
+
+def test_what_was_worked_out_once_comes_out_again(store: Path, reader: BertReader) -> None:
+    compress(store, reader, Compression(ratio=0))
+    before, _ = rows_of(store, reader)
+    compress(store, reader, Compression(ratio=0, lossless=True))
+    after, _ = rows_of(store, reader)
+    assert np.array_equal(after, before)
+
+
 def test_the_closest_occurrences_of_an_id_merge(store: Path, reader: BertReader) -> None:
     before, ids = rows_of(store, reader)
-    manifest = compress(store, reader, Compression(ratio=0.25))
+    manifest = compress(store, reader, Compression(ratio=0.25, neighbours=False))
     after, _ = rows_of(store, reader)
     shared = shared_ids(reader.vocabulary)
     merged = 0
@@ -164,7 +194,7 @@ def test_small_files_merge_as_much(
     before, ids = rows_of(store, reader)
     monkeypatch.setattr(btr.occurrences, "FILE_BYTES", size)
     monkeypatch.setattr(btr.occurrences, "MOST_FILES", 10_000)
-    compress(store, reader, Compression(ratio=0.3))
+    compress(store, reader, Compression(ratio=0.3, neighbours=False))
     after, _ = rows_of(store, reader)
     room = max(1, size // (before.shape[1] + 4))
     shared = shared_ids(reader.vocabulary)
@@ -217,9 +247,10 @@ def test_a_store_may_be_coded_and_nothing_else(store: Path, reader: BertReader) 
 
 
 def test_lossless_coding_changes_no_bit(store: Path, reader: BertReader) -> None:
-    compress(store, reader, Compression(ratio=0.2))
-    before, _ = rows_of(store, reader)
-    manifest = compress(store, reader, Compression(ratio=0, lossless=True))
+    shutil.copytree(store, store.with_name("copy"))
+    compress(store.with_name("copy"), reader, Compression(ratio=0.2))
+    before, _ = rows_of(store.with_name("copy"), reader)
+    manifest = compress(store, reader, Compression(ratio=0.2, lossless=True))
     after, _ = rows_of(store, reader)
     assert np.array_equal(after, before)
     assert manifest.compression["lossless"] is True

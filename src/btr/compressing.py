@@ -1,18 +1,18 @@
-"""Compress a store offline: shared vectors for stop words, merged ones for the rest (section 5).
+"""Compress a store offline: no vector of their own for stop words and some others (section 5).
 
 Passes over the store, each as a stream. 1: count token ids, and how often each dimension is
 positive. 2: write the vectors of all ids that are not shared to files of a bounded size, id by id;
 merge within each id; write the merged vectors to the codebook and each occurrence's group to a file
-again; fit, on a sample, what shared vectors are worked out with. 3: write the shards, with every
-passage's groups read back in the order in which they were written. Memory holds one such file and
-the counts of the vocabulary, whatever the corpus.
+again. Or, beyond the method, fit on a sample what vectors are worked out with. 3: write the shards,
+with every passage's groups read back in the order in which they were written. Memory holds one such
+file and the counts of the vocabulary, whatever the corpus.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat, tee
@@ -52,6 +52,9 @@ GROUP = 256
 CLASSED = 32
 """Occurrences from which an id has probabilities of its own: what they save is then more."""
 
+BASED = 128
+"""Occurrences from which an id that is not shared has a base: some of them are then left out."""
+
 SAMPLE = 20_000
 """Passages in which probabilities are counted, and in which neighbours are looked at."""
 
@@ -66,12 +69,13 @@ class Compression:
     """How a store is compressed.
 
     Attributes:
-        ratio: Share of the occurrences of every other id to lose by merging, 0 .. 0.5 (paper: 0.2).
+        ratio: Share of the other tokens to lose their vectors, 0 .. 0.5 (paper: 0.2): those of a
+            passage that their neighbours guess best; without neighbours, those of an id that merge.
         top: So many of the most frequent ids share their vectors too, whatever they mean.
         lossless: Code the bits that are left. They come back as they were, in more time.
         stop_words: Stop words and punctuation share their vectors.
-        neighbours: Work out each occurrence of a shared id from the stored vectors beside it; not
-            so, all have the sign of their mean, as in the paper.
+        neighbours: Work out what is not stored from the stored vectors beside it. Without, as in
+            the paper, all occurrences of a shared id have the sign of their mean.
     """
 
     ratio: float = 0.2
@@ -107,6 +111,9 @@ def compress(
         CorruptError: A record is damaged; the store is as it was.
         ResourceError: No space; the store is as it was.
     """
+    if cluster is not None and how.neighbours:
+        raise UsageError("only merging is done on a cluster", where="compress",
+                         todo="ask for the paper's way, or leave out the cluster")  # fmt: skip
     if not 0 <= how.ratio <= 0.5 or how.top < 0:
         raise UsageError("a setting out of range", where="compress", found=str(how),
                          expected="a ratio of 0 to 0.5, a top of at least 0")  # fmt: skip
@@ -151,10 +158,12 @@ class _Work:
         self.spent: Counter[str] = Counter()
         self._count()
         self.tables = self._tables()
+        self.rank = self.tables.rank_of()
+        self.left_out = 0
         self.codebook = scratch / "codebook"
         self.codebook.touch()
-        self.occurrences = self._merge() if how.ratio else None
-        if how.neighbours and self.tables.shared.any():
+        self.occurrences = self._merge() if how.ratio and not how.neighbours else None
+        if how.neighbours and (how.ratio or self.tables.shared.any()):
             self.tables = replace(self.tables, neighbours=self._neighbours())
         if how.lossless:
             self.tables = replace(self.tables, model=self._model())
@@ -233,28 +242,30 @@ class _Work:
         return occurrences
 
     def _neighbours(self) -> NeighbourModel:
-        """Fit what shared vectors are worked out with.
+        """Fit what tokens are worked out with.
 
-        What an earlier compression fitted is kept if it knows all shared ids: vectors that were
-        worked out once come out the same again.
+        What an earlier compression fitted is kept if it has all bases: vectors that were worked out
+        once come out the same again.
         """
         tables, b = self.tables, self.bits_bytes
-        rank, row_of = tables.rank_of(), tables.row_of()
-        own = tables.ids[tables.shared]
+        based = tables.shared | ((self.counts[tables.ids] >= BASED) & (self.how.ratio > 0))
+        owner = np.where(based, np.cumsum(based) - 1, -1)
         earlier = self.store.coding
         if earlier is not None and earlier.neighbours is not None:
-            known = earlier.ids[earlier.shared]
-            order = np.argsort(known)
-            place = order[np.searchsorted(known, own, sorter=order).clip(0, len(known) - 1)]
-            if np.array_equal(known[place], own):
-                return replace(earlier.neighbours, base=earlier.neighbours.base[place])
-        fit = NeighbourFit(len(own), self.spec.dim)
+            rank_of, places = earlier.rank_of(), tables.ids[based]
+            known = places < len(rank_of)
+            before = np.where(known, rank_of[places * known], -1)
+            rows = np.where(before >= 0, earlier.neighbours.owner[before], -1)
+            if (rows >= 0).all():
+                return replace(earlier.neighbours, owner=owner, base=earlier.neighbours.base[rows])
+        rank = self.rank
+        fit = NeighbourFit(owner, self.spec.dim)
         every = max(1, len(self.store) // SAMPLE)
         for states, ids in self.passages("fitting", every):
             ranks = rank[np.concatenate(ids)]
-            shared = tables.shared[ranks]
             rows = np.concatenate([state.rows for state in states])[:, :b]
-            fit.add(rows, shared, [len(row) for row in ids], row_of[ranks[shared]])
+            fit.add(rows, ~tables.shared[ranks], [len(row) for row in ids], ranks)
+        own = tables.ids[based]
         return fit.model(2 * self.positive[own] / self.counts[own, None] - 1)
 
     def _model(self) -> BitModel:
@@ -269,7 +280,7 @@ class _Work:
             np.concatenate([[0], counts[classed]]), prior,
         )  # fmt: skip
         owner = np.where(classed, np.cumsum(classed), 0)
-        rank = tables.rank_of()
+        rank = self.rank
         counted = np.zeros((CLASSES * DRIFTS, 2), np.int64)
         every = max(1, len(self.store) // SAMPLE)
         for states, ids in self.passages("modelling", every):
@@ -289,7 +300,7 @@ class _Work:
         gathered = self.occurrences.gather(tokens) if self.occurrences else repeat(None)
         for (states, ids), groups in zip(pieces, gathered, strict=False):
             lengths = [len(row) for row in ids]
-            each = np.full(sum(lengths), -1, np.int64) if groups is None else groups
+            each = self._left_out(states, ids, lengths) if groups is None else groups
             made = []
             for state, row, group in zip(
                 states, ids, np.split(each, np.cumsum(lengths)[:-1]), strict=True
@@ -300,6 +311,18 @@ class _Work:
                 made.append(coder.encode(state, row, group)[0])
                 self.spent.update(coder.spent(made[-1]))
             yield made
+
+    def _left_out(
+        self, states: Sequence[PassageState], ids: Sequence[Ints], lengths: Sequence[int]
+    ) -> Ints:
+        """0 for the tokens to leave out, -1 for all others."""
+        model, ranks = self.tables.neighbours, self.rank[np.concatenate(ids)]
+        if model is None or not self.how.ratio:
+            return np.full(len(ranks), -1, np.int64)
+        rows = np.concatenate([state.rows for state in states])[:, : self.bits_bytes]
+        gone = model.guessed_best(rows, ~self.tables.shared[ranks], lengths, ranks, self.how.ratio)
+        self.left_out += int(gone.sum())
+        return gone.astype(np.int64) - 1
 
 
 def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
@@ -337,6 +360,7 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
             "shared_ids": int(work.tables.shared.sum()),
             "shared_tokens": int(work.counts[work.tables.ids[work.tables.shared]].sum()),
             "merged_vectors": int(work.tables.groups.sum()),
+            "left_out_tokens": work.left_out,
             "lossless": work.how.lossless,
             **work.spent,
         },

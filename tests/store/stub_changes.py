@@ -27,7 +27,7 @@ class StubReader:
 
 def squeeze(path: Path) -> Manifest:
     """Compress the stub store."""
-    return compress(path, StubReader(), Compression(ratio=0.4))  # type: ignore[arg-type]
+    return compress(path, StubReader(), Compression(ratio=0.4, neighbours=False))  # type: ignore[arg-type]
 
 
 def add(

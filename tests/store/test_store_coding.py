@@ -41,8 +41,11 @@ def tables(
         )
     neighbours = None
     if beside:
+        based = shared | (draw.random(ids) < 0.3)
         neighbours = NeighbourModel(
-            draw.integers(-3000, 3000, (int(shared.sum()), 8 * BITS)).astype(np.int16),
+            np.where(based, np.cumsum(based) - 1, -1),
+            draw.integers(-127, 128, (int(based.sum()), 8 * BITS)).astype(np.int8),
+            draw.integers(1, 30, 8 * BITS).astype(np.uint8),
             draw.integers(-127, 128, (8 * BITS, 8 * BITS)).astype(np.int8),
             draw.integers(-127, 128, (8 * BITS, 8 * BITS)).astype(np.int8),
         )
@@ -65,6 +68,8 @@ def states(
         rank = draw.integers(0, len(of.ids), t)
         groups = np.where(draw.random(t) < 0.4, draw.integers(0, 1 << 30, t), -1)
         groups = np.where(of.groups[rank] > 0, groups % np.maximum(of.groups[rank], 1), -1)
+        if of.neighbours is not None:  # an id without groups can be left out
+            groups[(of.groups[rank] == 0) & (of.neighbours.owner[rank] >= 0)] = 0
         groups = np.where(draw.random(t) < 0.5, groups, -1)
         rows = draw.integers(0, 256, (t, BITS + of.scale_bytes), np.uint8)
         state = PassageState(rows, int(draw.integers(0, t + 1)), bool(draw.random() < 0.3))
@@ -81,22 +86,25 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
         place = rank[token]
         if of.shared[place]:
             rows[i] = of.rows[int(of.shared[:place].sum())]
-        elif groups[i] >= 0:
+        elif groups[i] >= 0 and of.groups[place]:
             rows[i, :BITS] = of.codebook[starts[place] + groups[i]]
-    if of.neighbours is not None:
-        stored = [i for i, token in enumerate(ids.tolist()) if not of.shared[rank[token]]]
-        for i, token in enumerate(ids.tolist()):
-            if not of.shared[rank[token]]:
-                continue
-            score = of.neighbours.base[int(of.shared[: rank[token]].sum())].astype(int)
-            before, after = [j for j in stored if j < i], [j for j in stored if j > i]
-            for found, factor in ((before[-1:], of.neighbours.left),
-                                  (after[:1], of.neighbours.right)):  # fmt: skip
-                for j in found:
-                    signs = 2 * np.unpackbits(rows[j, :BITS]).astype(int) - 1
-                    weight = max(1, round(8 / math.sqrt(min(64, abs(i - j)))))
-                    score += weight * (signs @ factor.astype(int))
-            rows[i, :BITS] = np.packbits(score >= 0)
+    if of.neighbours is None:
+        return rows.tobytes()
+    places = [rank[token] for token in ids.tolist()]
+    asked = [bool(of.shared[place]) or bool(of.groups[place] == 0 and group >= 0)
+             for place, group in zip(places, groups.tolist(), strict=True)]  # fmt: skip
+    for i, place in enumerate(places):
+        if not asked[i]:
+            continue
+        score = of.neighbours.base[of.neighbours.owner[place]] * of.neighbours.steps.astype(int)
+        before = [j for j in range(i) if not asked[j]][-1:]
+        after = [j for j in range(i + 1, len(places)) if not asked[j]][:1]
+        for found, factor in ((before, of.neighbours.left), (after, of.neighbours.right)):
+            for j in found:
+                signs = 2 * np.unpackbits(rows[j, :BITS]).astype(int) - 1
+                weight = max(1, round(8 / math.sqrt(min(64, abs(i - j)))))
+                score = score + weight * (signs @ factor.astype(int))
+        rows[i, :BITS] = np.packbits(score >= 0)
     return rows.tobytes()
 
 

@@ -131,23 +131,24 @@ def compress(
     store: StoreArgument,
     ratio: Annotated[
         float,
-        typer.Option("--ratio", min=0, max=0.5, help="Share of a token's occurrences to lose by "
-                     "merging the closest (paper: 0.2)."),
+        typer.Option("--ratio", min=0, max=0.5, help="Share of the other tokens that lose "
+                     "their vectors (paper: 0.2)."),
     ] = 0.2,
     top: Annotated[
         int,
-        typer.Option("--top", min=0, help="So many of the most frequent tokens share one vector "
-                     "each, besides stop words and punctuation."),
+        typer.Option("--top", min=0, help="So many of the most frequent tokens are treated as "
+                     "stop words too."),
     ] = 0,
     keep_stop_words: Annotated[
         bool,
         typer.Option("--keep-stop-words", help="Let stop words and punctuation have vectors of "
                      "their own."),
     ] = False,
-    plain_sharing: Annotated[
+    paper: Annotated[
         bool,
-        typer.Option("--plain-sharing", help="Give all occurrences of a stop word the same vector, "
-                     "as the paper does, in place of one worked out from their neighbours."),
+        typer.Option("--paper", help="The paper's way: one vector for all occurrences of a stop "
+                     "word, and the closest vectors of another token merge. Otherwise what is not "
+                     "stored is worked out from its neighbours."),
     ] = False,
     lossless: Annotated[
         bool,
@@ -158,7 +159,7 @@ def compress(
     workers: WorkersOption = 2,
     json: JsonOption = "",
 ) -> None:  # fmt: skip
-    """Make a store smaller: stop words share a vector, the closest vectors of a token merge.
+    """Make a store smaller: stop words and some other tokens have no vectors of their own.
 
     The store changes when the smaller one is whole; who has it open keeps the old one.
     """
@@ -173,7 +174,7 @@ def compress(
     with progress() as bar:
         task = bar.add_task("counting", total=None)
         how = Compression(
-            ratio, top, lossless, stop_words=not keep_stop_words, neighbours=not plain_sharing
+            ratio, top, lossless, stop_words=not keep_stop_words, neighbours=not paper
         )
         manifest = run(
             store, reader, how,

@@ -1,10 +1,10 @@
 """States with less than a vector a token: shared vectors, merged vectors, and what is left.
 
 Offline compression (method, section 5) leaves three kinds of tokens. Those of *shared* ids (stop
-words and punctuation) have one vector an id, or one worked out from their neighbours, and nothing
-stored for an occurrence. Of the others,
-*merged* ones refer to a group's vector in the codebook, and the rest have their own. Token ids say
-which is which, so they are stored too, frequent ones in one byte. ``docs/format.md`` fixes the
+words and punctuation) have one vector an id, and nothing stored for an occurrence. Of the others,
+*merged* ones refer to a group's vector in the codebook, and the rest have their own. Or, beyond the
+method, shared tokens and others that are *left out* are worked out from their neighbours. Token ids
+say which is which, so they are stored too, frequent ones in one byte. ``docs/format.md`` fixes the
 bytes.
 
 A coded record ends in the CRC of the rows that it decodes to. So whatever is damaged on the way,
@@ -62,8 +62,8 @@ class CodingTables:
         codebook: ``[sum of groups, b]`` merged vectors, by rank.
         scale_bytes: Of a token's scale.
         model: What lone tokens' bits are coded with; None where they stand as they are.
-        neighbours: What shared tokens' bits are worked out with; None where they have those of
-            ``rows``.
+        neighbours: What the bits of shared tokens, and of those that refer to a rank without
+            groups, are worked out with; None where shared tokens have those of ``rows``.
     """
 
     ids: Ints
@@ -107,8 +107,8 @@ class CodingTables:
         return np.cumsum(self.groups) - self.groups
 
     def reference_bytes(self) -> Ints:
-        """``[R]``: bytes of a reference to one of a rank's groups."""
-        widths = np.ones(len(self.groups), np.int64)
+        """``[R]``: bytes of a reference to one of a rank's groups; 0 where it has none."""
+        widths = (self.groups > 0).astype(np.int64)
         for bits in (8, 16, 24):
             widths += self.groups > 1 << bits
         return widths
@@ -138,7 +138,8 @@ class Coder:
         Args:
             state: Of ``t`` tokens.
             ids: ``[t]`` token ids, all among the tables'.
-            groups: ``[t]`` number of the group of its id that a token was merged into; -1 for none.
+            groups: ``[t]`` number of the group of its id that a token was merged into, -1 for none;
+                0 for a token that is left out.
 
         Returns:
             The record, and the rows that it decodes to.
@@ -161,9 +162,8 @@ class Coder:
             bits = tables.model.encode(bits, rank[alone])
         rows = np.empty_like(state.rows)
         rows[alone, :b] = state.rows[alone, :b]
-        rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups[referring]]
         rows[own, b:] = state.rows[own, b:]
-        self._fill(rows, rank, shared, [len(rows)])
+        self._fill(rows, rank, shared, referring, groups[referring], [len(rows)])
         body = b"".join(
             (
                 head, lead.tobytes(), trail.tobytes(),
@@ -263,7 +263,7 @@ class Coder:
         alone, referring = own[~merged], own[merged]
         references = _joined([cut.references for cut in cuts])
         groups = _from_bytes(references, self._widths[rank[referring]])
-        _require(bool(np.all(groups < tables.groups[rank[referring]])))
+        _require(bool(np.all(groups < np.maximum(1, tables.groups[rank[referring]]))))
         _require(sum(cut.lone for cut in cuts) == len(alone))
         if tables.model is None:
             bits = _joined([cut.alone for cut in cuts]).reshape(-1, b)
@@ -272,22 +272,38 @@ class Coder:
             bits = tables.model.decode([cut.alone for cut in cuts], counts, rank[alone])
         rows = np.empty((len(rank), b + tables.scale_bytes), np.uint8)
         rows[alone, :b] = bits
-        rows[referring, :b] = tables.codebook[self._starts[rank[referring]] + groups]
         if tables.scale_bytes:
             rows[own, b:] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
-        self._fill(rows, rank, shared, [len(cut.lead) for cut in cuts])
+        self._fill(rows, rank, shared, referring, groups, [len(cut.lead) for cut in cuts])
         ends = accumulate(len(cut.lead) for cut in cuts)
         return [rows[end - len(cut.lead) : end] for cut, end in zip(cuts, ends, strict=True)]
 
     def _fill(
-        self, rows: Bytes, rank: Ints, shared: NDArray[np.bool_], lengths: Sequence[int]
+        self,
+        rows: Bytes,
+        rank: Ints,
+        shared: NDArray[np.bool_],
+        referring: Ints,
+        groups: Ints,
+        lengths: Sequence[int],
     ) -> None:
-        """Write the rows of shared tokens, when all others are there."""
+        """Write the rows of shared tokens and the bits of referring ones, after all others.
+
+        Raises:
+            _MalformedError: A token is left out that cannot be worked out.
+        """
         tables, b = self.tables, self.tables.bits_bytes
-        which = self._rows[rank[shared]]
-        rows[shared] = tables.rows[which]
-        if tables.neighbours is not None and len(which):
-            rows[shared, :b] = tables.neighbours.bits(rows[:, :b], shared, lengths, which)
+        rows[shared] = tables.rows[self._rows[rank[shared]]]
+        grouped = tables.groups[rank[referring]] > 0
+        merged, left_out = referring[grouped], referring[~grouped]
+        rows[merged, :b] = tables.codebook[self._starts[rank[merged]] + groups[grouped]]
+        if tables.neighbours is None:
+            _require(not len(left_out))
+            return
+        asked = shared.copy()
+        asked[left_out] = True
+        _require(bool(np.all(tables.neighbours.owner[rank[left_out]] >= 0)))
+        rows[asked, :b] = tables.neighbours.bits(rows[:, :b], asked, ~asked, lengths, rank[asked])
 
 
 class _MalformedError(Exception):
@@ -372,7 +388,7 @@ def write_coding(
     head = HEAD.pack(
         MAGIC, 1, spec.store_id, generation, spec.row_bytes, tables.scale_bytes, len(tables.ids),
         int(tables.shared.sum()), len(tables.model.classes) if tables.model else 0,
-        int(tables.neighbours is not None), groups,
+        len(tables.neighbours.base) if tables.neighbours else 0, groups,
     )  # fmt: skip
     with files.NewFile(path) as new:
         new.write(
@@ -402,13 +418,14 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         *settings, ranks, shared, classed, beside, groups = HEAD.unpack(head)
         if settings != [
             MAGIC, 1, spec.store_id, generation, spec.row_bytes, spec.scale_bytes,
-        ] or beside > 1:  # fmt: skip
+        ]:  # fmt: skip
             raise _damaged(path)
         row_bytes, scale_bytes = spec.row_bytes, spec.scale_bytes
         bits = row_bytes - scale_bytes
         flags = -(-ranks // 8)
         model = flags + classed * 4 * bits + 2 * CLASSES * DRIFTS if classed else 0
-        around = beside * (16 * shared * bits + 2 * spec.dim**2)
+        dim = spec.dim
+        around = flags + (beside + 1 + 2 * dim) * dim if beside else 0
         counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model, around)
         checked = HEAD.size + sum(counts) + _CRC.size
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
@@ -431,7 +448,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         else np.empty((0, bits), np.uint8),
         scale_bytes,
         _model_of(coded, ranks, classed, bits) if classed else None,
-        _neighbours_of(near, shared, spec.dim) if beside else None,
+        _neighbours_of(near, ranks, beside, dim) if beside else None,
     )
     if (
         int(tables.shared.sum()) != shared
@@ -439,6 +456,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         or len(np.unique(tables.ids)) != ranks
         or (ranks and int(tables.ids.max()) >= MOST_IDS)
         or (tables.model and int(tables.model.owner.max(initial=0)) >= classed)
+        or (tables.neighbours and not _all_based(tables, tables.neighbours))
     ):
         raise _damaged(path)
     return tables
@@ -468,21 +486,32 @@ def _model_of(data: bytes, ranks: int, classed: int, bits_bytes: int) -> BitMode
 
 
 def _neighbour_bytes(model: NeighbourModel | None) -> bytes:
-    """Bases, left factors, right factors."""
+    """Which ranks have a base, bases, steps, left factors, right factors."""
     if model is None:
         return b""
-    return model.base.astype("<i2").tobytes() + model.left.tobytes() + model.right.tobytes()
+    return b"".join(
+        (np.packbits(model.owner >= 0).tobytes(), model.base.tobytes(), model.steps.tobytes(),
+         model.left.tobytes(), model.right.tobytes())
+    )  # fmt: skip
 
 
-def _neighbours_of(data: bytes, shared: int, dim: int) -> NeighbourModel:
+def _neighbours_of(data: bytes, ranks: int, bases: int, dim: int) -> NeighbourModel:
     """The inverse of :func:`_neighbour_bytes`."""
-    base, left, right = (data[a:z] for a, z in pairwise(accumulate(
-        (0, 2 * shared * dim, dim * dim, dim * dim))))  # fmt: skip
+    sizes = (0, -(-ranks // 8), bases * dim, dim, dim * dim, dim * dim)
+    flags, base, steps, left, right = (data[a:z] for a, z in pairwise(accumulate(sizes)))
+    based = np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).astype(np.int64)
     return NeighbourModel(
-        np.frombuffer(base, "<i2").astype(np.int16).reshape(shared, dim),
+        np.where(based > 0, np.cumsum(based) - 1, -1),
+        np.frombuffer(base, np.int8).reshape(bases, dim), np.frombuffer(steps, np.uint8),
         np.frombuffer(left, np.int8).reshape(dim, dim),
         np.frombuffer(right, np.int8).reshape(dim, dim),
-    )
+    )  # fmt: skip
+
+
+def _all_based(tables: CodingTables, model: NeighbourModel) -> bool:
+    """Whether all shared ids have a base, and there are as many bases as ids with one."""
+    with_base = model.owner >= 0
+    return bool(with_base[tables.shared].all()) and int(with_base.sum()) == len(model.base)
 
 
 def load_coder(path: Path, manifest: Manifest) -> Coder | None:

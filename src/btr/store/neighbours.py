@@ -1,17 +1,18 @@
-"""Vectors of shared tokens, worked out from the stored vectors beside them.
+"""Vectors of tokens worked out from the stored vectors beside them.
 
 One vector for all occurrences of a stop word says what it is like on average (method, section 5).
 But a lower layer mixes what stands around it into each occurrence, and what stands around it is in
 the store: a linear model of the nearest stored vector on either side says what this occurrence is
-like, and still nothing is stored for it. For a token of shared id ``s`` at place ``t``, with the
-nearest stored vectors ``x`` of -1 and +1 at the places ``l < t < r`` of its passage:
+like, and still nothing is stored for it. So also for the occurrences of other tokens that the model
+guesses best. For a token of id ``s`` at place ``t``, with the nearest stored vectors ``x`` of -1
+and +1 at the places ``l < t < r`` of its passage:
 
-    bit = base[s] + weight(t - l) x_l A + weight(r - t) x_r B >= 0
+    bit[j] = step[j] base[s, j] + weight(t - l) (x_l A)[j] + weight(r - t) (x_r B)[j] >= 0
 
 All numbers are integers, and their sums are below the last one that float32 can count to. So the
 bits are the same on every machine, in whatever order it adds.
 
-``D`` dimensions, ``b = D / 8``, ``S`` shared ids.
+``D`` dimensions, ``b = D / 8``, ``S`` ids with a base.
 """
 
 from __future__ import annotations
@@ -26,25 +27,27 @@ from numpy.typing import NDArray
 WEIGHTS = np.maximum(1, np.rint(8 / np.sqrt(np.arange(1, 65)))).astype(np.float32)
 """By distance, 1 to 64; farther ones weigh as the last."""
 
-LARGEST, LARGEST_BASE = 127, 32_767
+LARGEST, LARGEST_STEP = 127, 255
 EXACT = 4096
 """Dimensions up to which scores are added in float32: they stay below 2^24."""
 
+_IN_CACHE = 128  # tokens whose scores stay in the second-level cache
 _BLOCK = 4096  # tokens whose products, 64 at most each, float32 adds exactly
 _RIDGE = 1e-3
 
 Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
-    """The nearest stored tokens on one side of shared ones.
+class Side:
+    """The nearest stored tokens on one side of others.
 
     Attributes:
         stored: ``[m]`` places of stored tokens, each once, ascending.
-        which: ``[n]`` index into ``stored`` for each shared token.
+        which: ``[n]`` index into ``stored`` for each token asked about.
         weights: ``[n]`` float32, 0 where the passage has no stored token on this side.
     """
 
@@ -53,41 +56,48 @@ class Sides:
     weights: NDArray[np.float32]
 
 
-def both_sides(shared: NDArray[np.bool_], lengths: Sequence[int]) -> tuple[Sides, Sides]:
-    """Left and right neighbours of the shared tokens of passages.
+def both_sides(asked: Flags, stored: Flags, lengths: Sequence[int]) -> tuple[Side, Side]:
+    """Left and right neighbours of tokens, themselves never among them.
 
     Args:
-        shared: ``[t]`` for the tokens of all passages, one after the other.
+        asked: ``[t]`` whose neighbours are sought, of all passages one after the other.
+        stored: ``[t]`` which tokens can be neighbours.
         lengths: Tokens of each passage.
     """
-    places, stored = np.flatnonzero(shared), np.flatnonzero(~shared)
+    places, there = np.flatnonzero(asked), np.flatnonzero(stored)
     ends = np.cumsum(lengths)
     end = np.repeat(ends, lengths)[places]
     start = np.repeat(ends - lengths, lengths)[places]
-    right = np.searchsorted(stored, places)
     sides = []
-    for index in (right - 1, right):
-        there = (index >= 0) & (index < len(stored))
-        place = stored[index.clip(0, max(0, len(stored) - 1))] if len(stored) else places
-        there &= (place >= start) & (place < end)
+    for index in (
+        np.searchsorted(there, places, "left") - 1,
+        np.searchsorted(there, places, "right"),
+    ):
+        found = (index >= 0) & (index < len(there))
+        place = there[index.clip(0, len(there) - 1)] if len(there) else places
+        found &= (place >= start) & (place < end)
         distance = np.abs(places - place).clip(1, len(WEIGHTS))
-        weights = np.where(there, WEIGHTS[distance - 1], np.float32(0))
+        weights = np.where(found, WEIGHTS[distance - 1], np.float32(0))
         used, which = np.unique(place, return_inverse=True)
-        sides.append(Sides(used, which, weights))
+        sides.append(Side(used, which, weights))
     return sides[0], sides[1]
 
 
 @dataclass(frozen=True)
 class NeighbourModel:
-    """What shared tokens' bits are worked out with.
+    """What tokens' bits are worked out with.
 
     Attributes:
-        base: int16 ``[S, D]``.
+        owner: ``[R]`` row of ``base`` of every rank, -1 where it has none.
+        base: int8 ``[S, D]``.
+        steps: uint8 ``[D]``, what a unit of ``base`` counts.
         left: int8 ``[D, D]``, ``A``.
         right: int8 ``[D, D]``, ``B``.
     """
 
-    base: NDArray[np.int16]
+    owner: Ints
+    base: NDArray[np.int8]
+    steps: Bytes
     left: NDArray[np.int8]
     right: NDArray[np.int8]
 
@@ -97,46 +107,98 @@ class NeighbourModel:
         return self.left.astype(kind), self.right.astype(kind)
 
     def bits(
-        self, rows: Bytes, shared: NDArray[np.bool_], lengths: Sequence[int], which: Ints
+        self, rows: Bytes, asked: Flags, stored: Flags, lengths: Sequence[int], rank: Ints
     ) -> Bytes:
-        """The bits of shared tokens.
+        """The bits of tokens.
 
         Args:
-            rows: ``[t, b]`` bits of all tokens; those of shared ones do not matter.
-            shared: ``[t]``.
+            rows: ``[t, b]`` bits of all tokens; those of others than ``stored`` do not matter.
+            asked: ``[t]`` whose bits are to be worked out.
+            stored: ``[t]`` which tokens they are worked out from.
             lengths: Tokens of each passage.
-            which: ``[n]`` shared id of each shared token, 0 .. S - 1.
+            rank: ``[n]`` rank of each token asked about, one with a base.
 
         Returns:
             ``[n, b]``.
         """
-        scores = self.base[which].astype(self._factors[0].dtype)
-        for side, factor in zip(both_sides(shared, lengths), self._factors, strict=True):
-            seen = _signs(rows[side.stored], factor.dtype) @ factor
-            scores += side.weights[:, None] * seen[side.which]
-        packed: Bytes = np.packbits(scores >= 0, axis=1)
+        sides = both_sides(asked, stored, lengths)
+        kind = self._factors[0].dtype
+        seen = [
+            _signs(rows[side.stored], kind) @ factor
+            for side, factor in zip(sides, self._factors, strict=True)
+        ]
+        packed = np.empty((len(rank), rows.shape[1]), np.uint8)
+        steps = self.steps.astype(kind)
+        for first in range(0, len(rank), _IN_CACHE):
+            part = slice(first, first + _IN_CACHE)
+            scores = self.base[self.owner[rank[part]]].astype(kind) * steps
+            for side, from_side in zip(sides, seen, strict=True):
+                scores += side.weights[part, None] * from_side[side.which[part]]
+            packed[part] = np.packbits(scores >= 0, axis=1)
         return packed
+
+    def guessed_best(
+        self, rows: Bytes, stored: Flags, lengths: Sequence[int], rank: Ints, ratio: float
+    ) -> Flags:
+        """The stored tokens of passages that need not be stored.
+
+        Args:
+            rows: ``[t, b]`` bits of all tokens.
+            stored: ``[t]`` which are stored so far.
+            lengths: Tokens of each passage.
+            rank: ``[t]`` rank of each token.
+            ratio: The share of each passage's stored tokens to leave out, or less where there are
+                not so many that have a base and whose neighbours stay.
+
+        Returns:
+            ``[t]``: those to leave out, never two neighbours.
+        """
+        asked = stored & (self.owner[rank] >= 0)
+        guess = self.bits(rows, asked, stored, lengths, rank[asked])
+        errors = np.full(len(rows), np.iinfo(np.int64).max)
+        errors[asked] = np.bitwise_count(guess ^ rows[asked]).sum(1)
+        left_out = np.zeros(len(rows), np.bool_)
+        for places in np.split(np.arange(len(rows)), np.cumsum(lengths)[:-1]):
+            own = places[stored[places]]
+            wanted = int(ratio * len(own))
+            taken = np.zeros(len(own) + 2, np.bool_)  # one more on either side
+            for i in np.argsort(errors[own], kind="stable").tolist():
+                if not wanted or not asked[own[i]]:
+                    break
+                if not (taken[i] or taken[i + 2]):
+                    taken[i + 1] = True
+                    wanted -= 1
+            left_out[own[taken[1:-1]]] = True
+        return left_out
 
 
 class NeighbourFit:
     """Least squares for a :class:`NeighbourModel`, over tokens that come piece by piece.
 
     Args:
-        shared_ids: ``S``.
+        owner: ``[R]`` row of every rank that is to have a base, -1 for the others.
         dim: ``D``.
     """
 
-    def __init__(self, shared_ids: int, dim: int) -> None:
+    def __init__(self, owner: Ints, dim: int) -> None:
+        self._owner = owner
+        rows = int(owner.max(initial=-1)) + 1
         self._moments = np.zeros((2 * dim, 3 * dim))
-        self._sums = np.zeros((shared_ids, 3 * dim))
-        self._counts = np.zeros(shared_ids)
+        self._sums = np.zeros((rows, 3 * dim))
+        self._counts = np.zeros(rows)
 
-    def add(
-        self, rows: Bytes, shared: NDArray[np.bool_], lengths: Sequence[int], which: Ints
-    ) -> None:
-        """Count the shared tokens of passages; arguments as of :meth:`NeighbourModel.bits`."""
-        sides = both_sides(shared, lengths)
-        mine = rows[shared]
+    def add(self, rows: Bytes, stored: Flags, lengths: Sequence[int], rank: Ints) -> None:
+        """Look at the tokens of passages whose rank has a base.
+
+        Args:
+            rows: ``[t, b]`` bits of all tokens.
+            stored: ``[t]`` which can be neighbours.
+            lengths: Tokens of each passage.
+            rank: ``[t]`` rank of each token.
+        """
+        asked = self._owner[rank] >= 0
+        sides = both_sides(asked, stored, lengths)
+        mine, owner = rows[asked], self._owner[rank[asked]]
         for first in range(0, len(mine), _BLOCK):
             part = slice(first, first + _BLOCK)
             seen = [
@@ -145,10 +207,10 @@ class NeighbourFit:
             ]
             values = np.concatenate([*seen, _signs(mine[part], np.float32)], axis=1)
             self._moments += values[:, : len(self._moments)].T @ values
-            order = np.argsort(which[part], kind="stable")
-            ids, firsts = np.unique(which[part][order], return_index=True)
+            order = np.argsort(owner[part], kind="stable")
+            ids, firsts = np.unique(owner[part][order], return_index=True)
             self._sums[ids] += np.add.reduceat(values[order], firsts, axis=0)
-            self._counts += np.bincount(which[part], minlength=len(self._counts))
+            self._counts += np.bincount(owner[part], minlength=len(self._counts))
 
     def model(self, means: Floats) -> NeighbourModel:
         """The model that fits best.
@@ -164,14 +226,17 @@ class NeighbourFit:
         square += (_RIDGE * np.trace(square) / (2 * dim) + 1) * np.eye(2 * dim)
         factors = np.linalg.solve(square, moments[:, 2 * dim :])
         base = means - average[:, : 2 * dim] @ factors
-        scale = np.minimum(
-            LARGEST / np.maximum(np.abs(factors).max(0), 1e-9),
-            LARGEST_BASE / np.maximum(np.abs(base).max(0, initial=0), 1e-9),
+        # A dimension's sums may be in any unit: only their sign is asked for.
+        widest = np.maximum(np.abs(base).max(0, initial=0), 1e-9)
+        unit = np.minimum(
+            LARGEST / np.maximum(np.abs(factors).max(0), 1e-9), LARGEST * LARGEST_STEP / widest
         )
-        whole = np.rint(factors * scale).astype(np.int8)
+        steps = np.ceil(widest * unit / LARGEST).clip(1, LARGEST_STEP)
+        whole = np.rint(factors * unit).astype(np.int8)
         return NeighbourModel(
-            np.rint(base * scale).astype(np.int16), whole[:dim].copy(), whole[dim:].copy()
-        )
+            self._owner, np.rint(base * unit / steps).astype(np.int8), steps.astype(np.uint8),
+            whole[:dim].copy(), whole[dim:].copy(),
+        )  # fmt: skip
 
 
 def _signs(rows: Bytes, kind: np.dtype[np.floating] | type[np.floating]) -> NDArray[np.floating]:
