@@ -56,7 +56,10 @@ BASED = 128
 """Occurrences from which an id that is not shared has a base: some of them are then left out."""
 
 SAMPLE = 20_000
-"""Passages in which probabilities are counted, and in which neighbours are looked at."""
+"""Passages in which probabilities are counted."""
+
+FITTED = 8_000
+"""Passages whose tokens' neighbours are looked at: a million tokens for some thousand numbers."""
 
 Stage = Literal["counting", "scattering", "merging", "fitting", "modelling", "writing"]
 Progress = Callable[[Stage, int, int], None]
@@ -260,7 +263,7 @@ class _Work:
                 return replace(earlier.neighbours, owner=owner, base=earlier.neighbours.base[rows])
         rank = self.rank
         fit = NeighbourFit(owner, self.spec.dim)
-        every = max(1, len(self.store) // SAMPLE)
+        every = max(1, len(self.store) // FITTED)
         for states, ids in self.passages("fitting", every):
             ranks = rank[np.concatenate(ids)]
             rows = np.concatenate([state.rows for state in states])[:, :b]

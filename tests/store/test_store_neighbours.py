@@ -142,11 +142,11 @@ def test_the_fit_finds_the_rule_that_made_the_bits() -> None:
     assert error(found.bits(rows, asked, ~asked, lengths, rank[asked])) < 0.25 * error(majority)
 
 
-def test_an_id_that_was_not_looked_at_keeps_its_mean() -> None:
+def test_an_id_that_was_not_looked_at_has_its_mean_beside_the_usual_neighbours() -> None:
     fit = NeighbourFit(np.array([0, 1]), 8)
-    rows = np.array([[255], [0], [0]], np.uint8)
+    rows = np.array([[255], [255], [255]], np.uint8)
     fit.add(rows, np.array([True, False, True]), [3], np.array([0, 0, 0]))
-    model = fit.model(np.array([[-1.0] * 8, [0.5] * 4 + [-0.5] * 4]))
-    one = np.array([True])
-    alone = model.bits(np.zeros((1, 1), np.uint8), one, ~one, [1], np.array([1]))
-    assert alone.tolist() == [[0b11110000]]
+    model = fit.model(np.array([[1.0] * 8, [0.5] * 4 + [-0.5] * 4]))
+    asked = np.array([False, True, False])
+    found = model.bits(rows, asked, ~asked, [3], np.array([1]))
+    assert found.tolist() == [[0b11110000]]

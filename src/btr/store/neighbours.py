@@ -34,6 +34,7 @@ EXACT = 4096
 _IN_CACHE = 128  # tokens whose scores stay in the second-level cache
 _BLOCK = 4096  # tokens whose products, 64 at most each, float32 adds exactly
 _RIDGE = 1e-3
+_PRIOR = 16  # tokens that the neighbours of all ids count as
 
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -225,7 +226,10 @@ class NeighbourFit:
         square = moments[:, : 2 * dim]
         square += (_RIDGE * np.trace(square) / (2 * dim) + 1) * np.eye(2 * dim)
         factors = np.linalg.solve(square, moments[:, 2 * dim :])
-        base = means - average[:, : 2 * dim] @ factors
+        # Of an id that was seldom looked at, the neighbours are rather those of any id.
+        overall = self._sums.sum(0) / max(1, self._counts.sum())
+        seen = (self._sums + _PRIOR * overall) / (self._counts + _PRIOR)[:, None]
+        base = means - seen[:, : 2 * dim] @ factors
         # A dimension's sums may be in any unit: only their sign is asked for.
         widest = np.maximum(np.abs(base).max(0, initial=0), 1e-9)
         unit = np.minimum(
