@@ -19,6 +19,7 @@ from btr.bits import (
     _take,
     hamming,
     pack_signs,
+    put_levels,
     unpack_signs,
 )
 
@@ -191,3 +192,23 @@ def test_hamming_refuses_rows_that_do_not_fit() -> None:
         hamming(rows[0], rows)
     with pytest.raises(ShapeError, match="int8"):
         hamming(rows, rows.astype(np.int8))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("line", [False, True])
+def test_levels_are_signs_that_one_is_more_or_less_sure_of(dtype: torch.dtype, line: bool) -> None:
+    draw = np.random.default_rng(0)
+    bits = draw.integers(0, 256, (6, 2), np.uint8)
+    signs = np.unpackbits(bits, axis=1).astype(np.int8) * 2 - 1
+    how = {}
+    if line:
+        how = {"scale": torch.linspace(0.5, 2, 16), "offset": torch.linspace(-1, 1, 16)}
+    places = np.array([1, 2, 5])
+    states = unpack_signs(~bits, dtype, **how)
+    put_levels(states, places, (127 * signs[places]).astype(np.int8), **how)
+    wanted = unpack_signs(~bits, dtype, **how)
+    wanted[places] = unpack_signs(bits, dtype, **how)[places]
+    torch.testing.assert_close(states, wanted, rtol=1e-2, atol=1e-2)
+    put_levels(states, places, np.zeros((3, 16), np.int8), **how)
+    middle = how["offset"] if line else torch.zeros(16)
+    assert torch.equal(states[places], middle.to(dtype).expand(3, 16))

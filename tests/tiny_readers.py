@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
 
@@ -13,6 +14,7 @@ from btr.data.passages import Passage
 from btr.readers.bert import BertReader
 from btr.readers.bert_checkpoint import BertReaderConfig, save_checkpoint
 from btr.readers.bert_network import SplitBert
+from btr.store.format import Guesses, PassageState
 
 # fmt: off
 WORDS = [
@@ -57,6 +59,15 @@ def make_reader(
     config = BertReaderConfig(mode, split_layer, query_budget=24, passage_budget=96)
     save_checkpoint(folder, network, tokenizer, config, dtype=torch.float32)
     return BertReader.from_pretrained(folder)
+
+
+def sure_guesses(state: PassageState, dim: int) -> PassageState:
+    """The same state, its bits inverted and known by guesses alone."""
+    bits = state.rows[:, : dim // 8]
+    rows = np.concatenate([~bits, state.rows[:, dim // 8 :]], axis=1)
+    signs = np.unpackbits(bits, axis=1).astype(np.int8) * 2 - 1
+    guesses = Guesses(np.arange(len(rows)), (127 * signs).astype(np.int8))
+    return PassageState(rows, state.text_start, state.truncated, guesses)
 
 
 TEXTS = [

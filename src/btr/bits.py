@@ -98,6 +98,30 @@ def unpack_signs(
     return _gather(packed, dtype, table)
 
 
+def put_levels(
+    states: Tensor,
+    places: NDArray[np.int64],
+    levels: NDArray[np.int8],
+    *,
+    scale: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> None:
+    """Write what is known of some tokens' signs in their place, in :func:`unpack_signs`' terms.
+
+    Args:
+        states: ``[t, d]`` from :func:`unpack_signs`, changed.
+        places: ``[n]`` tokens.
+        levels: ``[n, d]``, from -127 for a sure -1 to 127 for a sure +1.
+        scale: As given to :func:`unpack_signs`.
+        offset: As given to :func:`unpack_signs`.
+    """
+    values = torch.from_numpy(levels).to(states.device, states.dtype)
+    values *= 1 / 127 if scale is None else (scale / 127).to(states.dtype)
+    if offset is not None:
+        values += offset.to(states.dtype)
+    states[torch.from_numpy(places).to(states.device)] = values
+
+
 def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Hamming distances of all pairs of packed rows: the number of dimensions that differ.
 

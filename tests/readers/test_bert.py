@@ -10,7 +10,7 @@ from transformers import BertForQuestionAnswering
 from btr.errors import UsageError
 from btr.readers.bert import BertReader
 from btr.readers.bert_text import tokenize_passage, tokenize_query
-from tiny_readers import LAYERS, make_reader, tiny_model
+from tiny_readers import LAYERS, make_reader, sure_guesses, tiny_model
 
 QUESTION = "When was the first bridge built?"
 # Sums in another order: float32 rounding over 4 layers of width 32 with weights of size 0.3.
@@ -118,6 +118,17 @@ def test_stored_states_answer_like_states_encoded_now(decomposed, btr, passages)
         # fp16 storage rounds the decomposed states; bits are exact.
         tolerance = 1e-6 if reader is btr else 5e-2
         assert a.no_answer == pytest.approx(b.no_answer, rel=tolerance)
+
+
+def test_what_a_store_guesses_takes_the_place_of_its_bits(btr, passages):
+    """Sure guesses over inverted bits answer as the bits themselves."""
+    stored = btr.encode(passages)
+    guessed = [sure_guesses(state, 32) for state in stored]
+    a, b = btr.read(QUESTION, passages, stored), btr.read(QUESTION, passages, guessed)
+    assert [x.text for x in a.answers] == [x.text for x in b.answers]
+    assert a.no_answer == pytest.approx(b.no_answer, rel=1e-4)
+    mixed = btr.read(QUESTION, passages, [stored[0], *guessed[1:]])
+    assert mixed.no_answer == pytest.approx(a.no_answer, rel=1e-4)
 
 
 def test_bits_are_a_sixteenth_of_float16(decomposed, btr, passages):

@@ -18,6 +18,7 @@ from btr.readers.t5_citations import find_words
 from btr.readers.t5_decoder import Cache
 from btr.readers.t5_generate import greedy
 from btr.readers.t5_network import NO_MERGING, Restored
+from tiny_readers import sure_guesses
 from tiny_t5 import KINDS, LAYERS, make_t5, t5_tokenizer, tiny_t5
 
 QUESTION = "When was the first bridge built?"
@@ -169,6 +170,18 @@ def test_stored_states_answer_like_states_encoded_now(readers, passages, mode):
     for question in QUESTIONS:
         a, b = reader.read(question, passages, stored), reader.read(question, passages)
         assert a.answers == b.answers
+
+
+def test_what_a_store_guesses_takes_the_place_of_its_bits(readers, passages):
+    """Sure guesses over inverted bits answer as the bits themselves."""
+    reader = readers["btr"]
+    stored = reader.encode(passages)
+    guessed = [sure_guesses(state, 32) for state in stored]
+    for question in QUESTIONS:
+        a, b = reader.read(question, passages, stored), reader.read(question, passages, guessed)
+        assert [x.text for x in a.answers] == [x.text for x in b.answers]
+        for x, y in zip(a.answers, b.answers, strict=True):
+            assert x.probability == pytest.approx(y.probability, rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", ["rms16", "rms8"])

@@ -46,6 +46,7 @@ def tables(
             np.where(based, np.cumsum(based) - 1, -1),
             draw.integers(-127, 128, (int(based.sum()), 8 * BITS)).astype(np.int8),
             draw.integers(1, 30, 8 * BITS).astype(np.uint8),
+            draw.random(8 * BITS).astype(np.float32) / 200,
             draw.integers(-127, 128, (8 * BITS, 8 * BITS)).astype(np.int8),
             draw.integers(-127, 128, (8 * BITS, 8 * BITS)).astype(np.int8),
         )
@@ -96,6 +97,7 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
     for i, place in enumerate(places):
         if not asked[i]:
             continue
+        gains = of.neighbours.gains
         score = of.neighbours.base[of.neighbours.owner[place]] * of.neighbours.steps.astype(int)
         before = [j for j in range(i) if not asked[j]][-1:]
         after = [j for j in range(i + 1, len(places)) if not asked[j]][:1]
@@ -104,7 +106,7 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
                 signs = 2 * np.unpackbits(rows[j, :BITS]).astype(int) - 1
                 weight = max(1, round(8 / math.sqrt(min(64, abs(i - j)))))
                 score = score + weight * (signs @ factor.astype(int))
-        rows[i, :BITS] = np.packbits(score >= 0)
+        rows[i, :BITS] = np.packbits(np.rint(score.astype(np.float32) * gains) >= 0)
     return rows.tobytes()
 
 

@@ -13,6 +13,7 @@ from btr.store.neighbours import (
     NeighbourFit,
     NeighbourModel,
     Side,
+    bits_of,
     both_sides,
 )
 
@@ -33,6 +34,7 @@ def random_model(
         np.arange(ids),
         draw.integers(-base, base + 1, (ids, dim)).astype(np.int8),
         draw.integers(1, 4, dim).astype(np.uint8),
+        np.full(dim, 1 / 64, np.float32),
         draw.integers(-factor, factor + 1, (dim, dim)).astype(np.int8),
         draw.integers(-factor, factor + 1, (dim, dim)).astype(np.int8),
     )
@@ -59,24 +61,26 @@ def test_neighbours_are_the_nearest_stored_tokens_of_the_passage() -> None:
 def test_passages_of_one_kind_of_token(asked: bool) -> None:
     model = NeighbourModel(
         np.arange(2), np.array([[1] * 8, [-1] * 8], np.int8), np.ones(8, np.uint8),
+        np.full(8, 2, np.float32),
         np.ones((8, 8), np.int8), np.ones((8, 8), np.int8),
     )  # fmt: skip
     rows, flags = np.full((5, 1), 255, np.uint8), np.full(5, asked)
     rank = np.array([0, 1, 0, 1, 1])[flags]
-    found = model.bits(rows, flags, ~flags, [2, 3], rank)
-    assert found[:, 0].tolist() == ([255, 0, 255, 0, 0] if asked else [])
+    found = model.levels(rows, flags, ~flags, [2, 3], rank)
+    assert found[:, 0].tolist() == ([2, -2, 2, -2, -2] if asked else [])
+    assert bits_of(found)[:, 0].tolist() == ([255, 0, 255, 0, 0] if asked else [])
 
 
-def test_the_bits_do_not_depend_on_what_is_read_together() -> None:
+def test_the_levels_do_not_depend_on_what_is_read_together() -> None:
     draw, lengths = np.random.default_rng(0), [0, 7, 1, 30, 12, 0, 90]
     rows, asked, rank = passages(draw, lengths, 6, 9)
     model = random_model(draw, 9, 48, LARGEST, LARGEST)
-    together = model.bits(rows, asked, ~asked, lengths, rank[asked])
+    together = model.levels(rows, asked, ~asked, lengths, rank[asked])
     apart, at = [], 0
     for length in lengths:
         part = slice(at, at + length)
         flags = asked[part]
-        apart.append(model.bits(rows[part], flags, ~flags, [length], rank[part][flags]))
+        apart.append(model.levels(rows[part], flags, ~flags, [length], rank[part][flags]))
         at += length
     assert np.array_equal(together, np.concatenate(apart))
 
@@ -91,8 +95,9 @@ def test_what_is_guessed_best_is_left_out_and_never_two_neighbours() -> None:
     rows, shared, rank = passages(draw, lengths, 4, 6)
     model = random_model(draw, 6, 32, 30, 20)
     model = NeighbourModel(
-        np.array([0, 1, -1, 3, 4, -1]), model.base, model.steps, model.left, model.right
-    )
+        np.array([0, 1, -1, 3, 4, -1]), model.base, model.steps, model.gains, model.left,
+        model.right,
+    )  # fmt: skip
     stored = ~shared
     for ratio in (0.0, 0.2, 0.5):
         gone = model.guessed_best(rows, stored, lengths, rank, ratio)
@@ -111,7 +116,7 @@ def test_what_is_guessed_best_is_left_out_and_never_two_neighbours() -> None:
     place = int(np.flatnonzero(stored[:40] & (model.owner[rank[:40]] >= 0))[3])
     asked[place] = True
     first = rows[:40].copy()
-    first[place] = model.bits(first, asked, stored[:40], [40], rank[:40][asked])[0]
+    first[place] = bits_of(model.levels(first, asked, stored[:40], [40], rank[:40][asked]))[0]
     assert model.guessed_best(first, stored[:40], [40], rank[:40], 1 / 20)[place]
 
 
@@ -125,7 +130,7 @@ def test_the_fit_finds_the_rule_that_made_the_bits() -> None:
         lengths = draw.integers(1, 60, 30).tolist()
         rows, asked, rank = passages(draw, lengths, width, ids)
         rank[~asked] = 5  # others have no base, and are not looked at
-        rows[asked] = true.bits(rows, asked, ~asked, lengths, rank[asked])
+        rows[asked] = bits_of(true.levels(rows, asked, ~asked, lengths, rank[asked]))
         fit.add(rows, ~asked, lengths, rank)
         np.add.at(sums, rank[asked], 2.0 * np.unpackbits(rows[asked], axis=1) - 1)
         counts += np.bincount(rank[asked], minlength=ids)
@@ -133,13 +138,17 @@ def test_the_fit_finds_the_rule_that_made_the_bits() -> None:
     found = fit.model(means)
     assert found.owner is owner
     rows, asked, rank = passages(draw, lengths, width, ids)
-    wanted = true.bits(rows, asked, ~asked, lengths, rank[asked])
+    wanted = bits_of(true.levels(rows, asked, ~asked, lengths, rank[asked]))
     majority = np.packbits(means[rank[asked]] >= 0, axis=1)
 
     def error(bits: np.ndarray) -> float:
         return float(np.unpackbits(bits ^ wanted, axis=1).mean())
 
-    assert error(found.bits(rows, asked, ~asked, lengths, rank[asked])) < 0.25 * error(majority)
+    levels = found.levels(rows, asked, ~asked, lengths, rank[asked])
+    assert error(bits_of(levels)) < 0.25 * error(majority)
+    # A level is an estimate of the bit, so the sure ones are right.
+    signs = 2.0 * np.unpackbits(wanted, axis=1) - 1
+    assert np.mean(signs[np.abs(levels) > 100] == np.sign(levels[np.abs(levels) > 100])) > 0.97
 
 
 def test_an_id_that_was_not_looked_at_has_its_mean_beside_the_usual_neighbours() -> None:
@@ -148,5 +157,6 @@ def test_an_id_that_was_not_looked_at_has_its_mean_beside_the_usual_neighbours()
     fit.add(rows, np.array([True, False, True]), [3], np.array([0, 0, 0]))
     model = fit.model(np.array([[1.0] * 8, [0.5] * 4 + [-0.5] * 4]))
     asked = np.array([False, True, False])
-    found = model.bits(rows, asked, ~asked, [3], np.array([1]))
-    assert found.tolist() == [[0b11110000]]
+    found = model.levels(rows, asked, ~asked, [3], np.array([1]))
+    assert bits_of(found).tolist() == [[0b11110000]]
+    assert np.allclose(found / 127, [[0.5] * 4 + [-0.5] * 4], atol=0.02)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from btr.data.passages import Passage
+from btr.store.format import Guesses, PassageState
 
 ENCODE_TOKENS = 4096
 """Packed tokens of one encoding batch: enough for full matrix speed, 25 MB of activations."""
@@ -52,6 +53,22 @@ def encode_by_length(
 def reading_order(lengths: Sequence[int], passages: Sequence[Passage]) -> list[int]:
     """Numbers of passages, longest first, whatever order they came in."""
     return sorted(range(len(passages)), key=lambda i: (-lengths[i], passages[i].id))
+
+
+def joined_guesses(states: Sequence[PassageState]) -> Guesses | None:
+    """What is guessed of the tokens of states, one after the other; None if nothing is."""
+    starts = np.cumsum([0, *(len(state.rows) for state in states)])
+    given = [
+        (start, state.guesses)
+        for start, state in zip(starts.tolist(), states, strict=False)
+        if state.guesses is not None
+    ]
+    if not given:
+        return None
+    return Guesses(
+        np.concatenate([start + guesses.places for start, guesses in given]),
+        np.concatenate([guesses.levels for _, guesses in given]),
+    )
 
 
 class Clock:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from btr.bits import pack_signs, unpack_signs
+from btr.bits import pack_signs, put_levels, unpack_signs
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.readers.base import DEFAULT_OPTIONS, Answer, Mode, Reading, ReadOptions
-from btr.readers.batches import Clock, encode_by_length, reading_order
+from btr.readers.batches import Clock, encode_by_length, joined_guesses, reading_order
 from btr.readers.bert_checkpoint import BertReaderConfig, load_network
 from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
@@ -178,12 +178,16 @@ class BertReader:
             return pack_signs(states).cpu().numpy()
         return states.to(torch.float16).cpu().numpy().view(np.uint8)
 
-    def _from_rows(self, rows: np.ndarray) -> Tensor:
-        """Stored rows ``[N, row_bytes]`` to restored states ``[N, d]`` in the reader's dtype."""
-        binarizer = self.network.binarizer
+    def _from_rows(self, states: Sequence[PassageState]) -> Tensor:
+        """Stored states to restored ones, packed ``[N, d]`` in the reader's dtype."""
+        rows, binarizer = np.concatenate([state.rows for state in states]), self.network.binarizer
         if binarizer is not None:
             packed = rows if self.device.type == "cpu" else torch.tensor(rows, device=self.device)
-            return unpack_signs(packed, self.dtype, scale=binarizer.scale, offset=binarizer.offset)
+            line = {"scale": binarizer.scale, "offset": binarizer.offset}
+            restored = unpack_signs(packed, self.dtype, **line)
+            if (guessed := joined_guesses(states)) is not None:
+                put_levels(restored, guessed.places, guessed.levels, **line)
+            return restored
         return torch.from_numpy(rows.view(np.float16)).to(self.device, self.dtype)
 
     # -- at query time ------------------------------------------------------------------------
@@ -272,7 +276,7 @@ class BertReader:
         """Passage states ready for the joint layers, longest passage first."""
         if states is not None:
             order = reading_order([len(s.rows) for s in states], passages)
-            restored = self._from_rows(np.concatenate([states[i].rows for i in order]))
+            restored = self._from_rows([states[i] for i in order])
             lengths = [len(states[i].rows) for i in order]
             kept = [(states[i].text_start, states[i].truncated) for i in order]
             clock.lap("unpack")

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.readers.base import DEFAULT_OPTIONS, SEARCHES, Mode, Reading, ReadOptions
-from btr.readers.batches import Clock, reading_order
+from btr.readers.batches import Clock, joined_guesses, reading_order
 from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
 from btr.readers.span_search import search_spans
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
@@ -274,7 +274,8 @@ class T5Reader:
             if states is None:
                 states = self._encode(tokens)
                 clock.lap("passages")
-            restored = self.engine.restore([states[i].rows for i in order])
+            ordered = [states[i] for i in order]
+            restored = self.engine.restore([s.rows for s in ordered], joined_guesses(ordered))
             cut = sum(s.truncated for s in states)
             clock.lap("unpack")
         return _Inputs([passages[i] for i in order], restored, cut)

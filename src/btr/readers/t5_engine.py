@@ -18,6 +18,7 @@ from btr.readers.batches import Clock, encode_by_length
 from btr.readers.t5_decoder import Decoder, Memory
 from btr.readers.t5_network import NO_MERGING, Restored, SplitT5
 from btr.readers.t5_rows import from_rows, to_rows
+from btr.store.format import Guesses
 
 
 class FidEngine:
@@ -71,12 +72,14 @@ class FidEngine:
         return [Restored(part) for part in torch.split(states, [len(ids) for ids in passages])]
 
     @torch.inference_mode()
-    def restore(self, rows: Sequence[NDArray[np.uint8]]) -> list[Restored]:
-        """Rows of passages to what the joint layers begin with."""
+    def restore(
+        self, rows: Sequence[NDArray[np.uint8]], guesses: Guesses | None = None
+    ) -> list[Restored]:
+        """Rows of passages, and what is guessed of them, to what the joint layers begin with."""
         lengths = [len(part) for part in rows]
         whole = from_rows(
             np.concatenate(rows), self.width, self.network.binarizer, self.scale,
-            self.dtype, self.device,
+            self.dtype, self.device, guesses,
         )  # fmt: skip
         residual = torch.split(whole.residual, lengths)
         if whole.normed is None:

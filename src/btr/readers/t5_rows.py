@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from btr.binarize import PreNormBinarizer
-from btr.bits import pack_signs, unpack_signs
+from btr.bits import pack_signs, put_levels, unpack_signs
 from btr.readers.t5_network import Restored
+from btr.store.format import Guesses
 
 _STEPS = 12
 """Steps of the log scale an octave: 6 % apart, so a scale is at most 3 % off."""
@@ -58,6 +59,7 @@ def from_rows(
     scale: str,
     dtype: torch.dtype,
     device: torch.device,
+    guesses: Guesses | None = None,
 ) -> Restored:
     """Stored rows to states for the joint layers, ``[N, d]`` of ``dtype``.
 
@@ -68,6 +70,7 @@ def from_rows(
         scale: "rms16" or "rms8".
         dtype: Of the result.
         device: Of the result.
+        guesses: Of the rows of a compressed store, those that are not in it.
     """
     if binarizer is None:
         return Restored(torch.from_numpy(rows.view(np.float16)).to(device, dtype))
@@ -78,5 +81,9 @@ def from_rows(
         rms = np.exp2((scales.astype(np.float32) + _LOWEST) / _STEPS)
     packed = bits if device.type == "cpu" else torch.from_numpy(bits.copy()).to(device)
     residual = unpack_signs(packed, dtype, scale=binarizer.inverse_weight)
+    normed = unpack_signs(packed, dtype)
+    if guesses is not None:
+        put_levels(residual, guesses.places, guesses.levels, scale=binarizer.inverse_weight)
+        put_levels(normed, guesses.places, guesses.levels)
     residual *= torch.from_numpy(rms).to(device, dtype)
-    return Restored(residual, unpack_signs(packed, dtype))
+    return Restored(residual, normed)

@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from btr import files
 from btr.errors import CorruptError
 from btr.store.entropy import CLASSES, DRIFTS, SCALE, BitModel
-from btr.store.format import Manifest, PassageState, StoreSpec
+from btr.store.format import Guesses, Manifest, PassageState, StoreSpec
 from btr.store.names import CODING as CODING_FILE
 from btr.store.names import added_by
-from btr.store.neighbours import NeighbourModel
+from btr.store.neighbours import NeighbourModel, bits_of
 from btr.store.shard import StateRecord, crc_matches, section_seed, state_record, with_crc
 
 MAGIC = b"\x89BTRcode"
@@ -192,21 +192,22 @@ class Coder:
         cuts = [self._cut(record) for record in records]
         good = [cut for cut in cuts if cut is not None]
         try:
-            rows: list[Bytes | None] = [*self._rows_of(good)]
+            decoded: list[_Decoded | None] = [*self._rows_of(good)]
         except _MalformedError:
-            rows = [self._rows_of_one(cut) for cut in good]
-        made = iter(rows)
+            decoded = [self._rows_of_one(cut) for cut in good]
+        made = iter(decoded)
         states: list[PassageState | None] = []
         for record, cut in zip(records, cuts, strict=True):
             found = next(made) if cut is not None else None
-            if cut is None or found is None or google_crc32c.value(found.tobytes()) != cut.crc:
+            if cut is None or found is None or google_crc32c.value(found[0].tobytes()) != cut.crc:
                 states.append(None)
             else:
-                found.flags.writeable = False
-                states.append(PassageState(found, record.text_start, record.truncated))
+                rows, guesses = found
+                rows.flags.writeable = False
+                states.append(PassageState(rows, record.text_start, record.truncated, guesses))
         return states
 
-    def _rows_of_one(self, cut: _Parts) -> Bytes | None:
+    def _rows_of_one(self, cut: _Parts) -> _Decoded | None:
         try:
             return self._rows_of([cut])[0]
         except _MalformedError:
@@ -241,8 +242,8 @@ class Coder:
             crc,
         )
 
-    def _rows_of(self, cuts: Sequence[_Parts]) -> list[Bytes]:
-        """The rows of passages.
+    def _rows_of(self, cuts: Sequence[_Parts]) -> list[_Decoded]:
+        """The rows of passages, and what was guessed of them.
 
         Raises:
             _MalformedError: A part says what cannot be.
@@ -274,9 +275,16 @@ class Coder:
         rows[alone, :b] = bits
         if tables.scale_bytes:
             rows[own, b:] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
-        self._fill(rows, rank, shared, referring, groups, [len(cut.lead) for cut in cuts])
-        ends = accumulate(len(cut.lead) for cut in cuts)
-        return [rows[end - len(cut.lead) : end] for cut, end in zip(cuts, ends, strict=True)]
+        lengths = [len(cut.lead) for cut in cuts]
+        guesses = self._fill(rows, rank, shared, referring, groups, lengths)
+        cuts_at = [0, *accumulate(lengths)]
+        if guesses is None:
+            return [(rows[a:z], None) for a, z in pairwise(cuts_at)]
+        among = np.searchsorted(guesses.places, cuts_at).tolist()
+        return [
+            (rows[a:z], Guesses(guesses.places[c:e] - a, guesses.levels[c:e]))
+            for (a, z), (c, e) in zip(pairwise(cuts_at), pairwise(among), strict=True)
+        ]
 
     def _fill(
         self,
@@ -286,7 +294,7 @@ class Coder:
         referring: Ints,
         groups: Ints,
         lengths: Sequence[int],
-    ) -> None:
+    ) -> Guesses | None:
         """Write the rows of shared tokens and the bits of referring ones, after all others.
 
         Raises:
@@ -299,11 +307,13 @@ class Coder:
         rows[merged, :b] = tables.codebook[self._starts[rank[merged]] + groups[grouped]]
         if tables.neighbours is None:
             _require(not len(left_out))
-            return
+            return None
         asked = shared.copy()
         asked[left_out] = True
         _require(bool(np.all(tables.neighbours.owner[rank[left_out]] >= 0)))
-        rows[asked, :b] = tables.neighbours.bits(rows[:, :b], asked, ~asked, lengths, rank[asked])
+        levels = tables.neighbours.levels(rows[:, :b], asked, ~asked, lengths, rank[asked])
+        rows[asked, :b] = bits_of(levels)
+        return Guesses(np.flatnonzero(asked), levels)
 
 
 class _MalformedError(Exception):
@@ -313,6 +323,9 @@ class _MalformedError(Exception):
 def _require(true: bool) -> None:
     if not true:
         raise _MalformedError
+
+
+_Decoded = tuple[Bytes, Guesses | None]
 
 
 class _Parts(NamedTuple):
@@ -425,7 +438,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         flags = -(-ranks // 8)
         model = flags + classed * 4 * bits + 2 * CLASSES * DRIFTS if classed else 0
         dim = spec.dim
-        around = flags + (beside + 1 + 2 * dim) * dim if beside else 0
+        around = flags + (beside + 5 + 2 * dim) * dim if beside else 0
         counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model, around)
         checked = HEAD.size + sum(counts) + _CRC.size
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
@@ -486,23 +499,25 @@ def _model_of(data: bytes, ranks: int, classed: int, bits_bytes: int) -> BitMode
 
 
 def _neighbour_bytes(model: NeighbourModel | None) -> bytes:
-    """Which ranks have a base, bases, steps, left factors, right factors."""
+    """Which ranks have a base, bases, steps, gains, left factors, right factors."""
     if model is None:
         return b""
     return b"".join(
         (np.packbits(model.owner >= 0).tobytes(), model.base.tobytes(), model.steps.tobytes(),
-         model.left.tobytes(), model.right.tobytes())
+         model.gains.astype("<f4").tobytes(), model.left.tobytes(), model.right.tobytes())
     )  # fmt: skip
 
 
 def _neighbours_of(data: bytes, ranks: int, bases: int, dim: int) -> NeighbourModel:
     """The inverse of :func:`_neighbour_bytes`."""
-    sizes = (0, -(-ranks // 8), bases * dim, dim, dim * dim, dim * dim)
-    flags, base, steps, left, right = (data[a:z] for a, z in pairwise(accumulate(sizes)))
+    sizes = (0, -(-ranks // 8), bases * dim, dim, 4 * dim, dim * dim, dim * dim)
+    flags, base, steps, gains, left, right = (data[a:z] for a, z in pairwise(accumulate(sizes)))
     based = np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).astype(np.int64)
     return NeighbourModel(
         np.where(based > 0, np.cumsum(based) - 1, -1),
         np.frombuffer(base, np.int8).reshape(bases, dim), np.frombuffer(steps, np.uint8),
+        # As of the probabilities above: others come of damage that the checksum knows of.
+        np.nan_to_num(np.frombuffer(gains, "<f4").astype(np.float32)).clip(0, 1e6),
         np.frombuffer(left, np.int8).reshape(dim, dim),
         np.frombuffer(right, np.int8).reshape(dim, dim),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from btr.errors import CorruptError, IncompatibleError, UsageError
 from btr.store import names
@@ -42,6 +43,19 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Guesses:
+    """Tokens that were worked out from others, with more than the sign of what they may be.
+
+    Attributes:
+        places: int64 ``[n]``, ascending.
+        levels: int8 ``[n, d]``: -127 for a sure -1, 127 for a sure +1.
+    """
+
+    places: NDArray[np.int64]
+    levels: NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PassageState:
     """What the lower layers of a reader made of one passage.
 
@@ -51,11 +65,13 @@ class PassageState:
         text_start: Index of the first token that belongs to ``Passage.text``; title tokens and
             the like come before it.
         truncated: The passage had more tokens than the reader's budget.
+        guesses: Of a compressed store, those of the tokens that are not in it; None if all are.
     """
 
     rows: np.ndarray
     text_start: int
     truncated: bool
+    guesses: Guesses | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

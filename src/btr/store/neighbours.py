@@ -7,10 +7,11 @@ like, and still nothing is stored for it. So also for the occurrences of other t
 guesses best. For a token of id ``s`` at place ``t``, with the nearest stored vectors ``x`` of -1
 and +1 at the places ``l < t < r`` of its passage:
 
-    bit[j] = step[j] base[s, j] + weight(t - l) (x_l A)[j] + weight(r - t) (x_r B)[j] >= 0
+    score[j] = step[j] base[s, j] + weight(t - l) (x_l A)[j] + weight(r - t) (x_r B)[j]
+    level[j] = gain[j] score[j], rounded, -127 .. 127;  bit[j] = level[j] >= 0
 
-All numbers are integers, and their sums are below the last one that float32 can count to. So the
-bits are the same on every machine, in whatever order it adds.
+All numbers but the gains are integers, and scores are below the last one that float32 can count to.
+So the levels are the same on every machine, in whatever order it adds.
 
 ``D`` dimensions, ``b = D / 8``, ``S`` ids with a base.
 """
@@ -92,6 +93,7 @@ class NeighbourModel:
         owner: ``[R]`` row of ``base`` of every rank, -1 where it has none.
         base: int8 ``[S, D]``.
         steps: uint8 ``[D]``, what a unit of ``base`` counts.
+        gains: float32 ``[D]``, from a score to a level.
         left: int8 ``[D, D]``, ``A``.
         right: int8 ``[D, D]``, ``B``.
     """
@@ -99,6 +101,7 @@ class NeighbourModel:
     owner: Ints
     base: NDArray[np.int8]
     steps: Bytes
+    gains: NDArray[np.float32]
     left: NDArray[np.int8]
     right: NDArray[np.int8]
 
@@ -107,10 +110,10 @@ class NeighbourModel:
         kind = np.float32 if len(self.left) <= EXACT else np.float64
         return self.left.astype(kind), self.right.astype(kind)
 
-    def bits(
+    def levels(
         self, rows: Bytes, asked: Flags, stored: Flags, lengths: Sequence[int], rank: Ints
-    ) -> Bytes:
-        """The bits of tokens.
+    ) -> NDArray[np.int8]:
+        """What tokens are like: the sign is the guess, the size says how sure it is.
 
         Args:
             rows: ``[t, b]`` bits of all tokens; those of others than ``stored`` do not matter.
@@ -120,7 +123,7 @@ class NeighbourModel:
             rank: ``[n]`` rank of each token asked about, one with a base.
 
         Returns:
-            ``[n, b]``.
+            ``[n, D]``.
         """
         sides = both_sides(asked, stored, lengths)
         kind = self._factors[0].dtype
@@ -128,15 +131,17 @@ class NeighbourModel:
             _signs(rows[side.stored], kind) @ factor
             for side, factor in zip(sides, self._factors, strict=True)
         ]
-        packed = np.empty((len(rank), rows.shape[1]), np.uint8)
+        levels = np.empty((len(rank), len(self.steps)), np.int8)
         steps = self.steps.astype(kind)
         for first in range(0, len(rank), _IN_CACHE):
             part = slice(first, first + _IN_CACHE)
             scores = self.base[self.owner[rank[part]]].astype(kind) * steps
             for side, from_side in zip(sides, seen, strict=True):
                 scores += side.weights[part, None] * from_side[side.which[part]]
-            packed[part] = np.packbits(scores >= 0, axis=1)
-        return packed
+            # In float32 whatever the scores are in: the product is rounded once.
+            scaled = scores.astype(np.float32) * self.gains
+            levels[part] = np.rint(scaled).clip(-LARGEST, LARGEST)
+        return levels
 
     def guessed_best(
         self, rows: Bytes, stored: Flags, lengths: Sequence[int], rank: Ints, ratio: float
@@ -155,7 +160,7 @@ class NeighbourModel:
             ``[t]``: those to leave out, never two neighbours.
         """
         asked = stored & (self.owner[rank] >= 0)
-        guess = self.bits(rows, asked, stored, lengths, rank[asked])
+        guess = bits_of(self.levels(rows, asked, stored, lengths, rank[asked]))
         errors = np.full(len(rows), np.iinfo(np.int64).max)
         errors[asked] = np.bitwise_count(guess ^ rows[asked]).sum(1)
         left_out = np.zeros(len(rows), np.bool_)
@@ -239,8 +244,14 @@ class NeighbourFit:
         whole = np.rint(factors * unit).astype(np.int8)
         return NeighbourModel(
             self._owner, np.rint(base * unit / steps).astype(np.int8), steps.astype(np.uint8),
-            whole[:dim].copy(), whole[dim:].copy(),
+            (LARGEST / unit).astype(np.float32), whole[:dim].copy(), whole[dim:].copy(),
         )  # fmt: skip
+
+
+def bits_of(levels: NDArray[np.int8]) -> Bytes:
+    """The bits of levels ``[n, D]``, ``[n, b]``."""
+    packed: Bytes = np.packbits(levels >= 0, axis=1)
+    return packed
 
 
 def _signs(rows: Bytes, kind: np.dtype[np.floating] | type[np.floating]) -> NDArray[np.floating]:
