@@ -267,6 +267,22 @@ def test_bench_report(
     assert report["settings"]["passages_per_question"] == 2
 
 
+def test_bench_of_a_store(run: Run, whole_store: Path) -> None:
+    words = ("bench", "--store", whole_store, "--passages", "2", "--rounds", "3")
+    status, out, _ = run(*words, "--json", "-")
+    assert status == 0
+    report = json.loads(out)
+    assert {row["step"] for row in report["rows"]} == {
+        "opening", "states, warm", "their checksums", "texts, warm", "states, cold",
+    }  # fmt: skip
+    for row in report["rows"]:
+        assert 0 < row["range"][0] <= row["ms"] <= row["range"][1]
+    assert "states, cold" in run(*words)[1]
+    status, _, err = run("bench", "--store", whole_store, "--passages", "1000")
+    assert status == 2
+    assert "too few passages" in err
+
+
 def test_bench_for_people(run: Run, tiny: Path, questions: Path) -> None:
     status, out, _ = run(
         "bench", "--reader", tiny, "--data", questions, "--passages", "1", "--rounds", "1"

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from btr.cli.output import JsonOption, ReaderOption, console, progress, write_json
+from btr.cli.output import (
+    JsonOption,
+    ReaderOption,
+    console,
+    printable,
+    progress,
+    write_json,
+)
 from btr.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +36,8 @@ def bench(
         typer.Option(
             "--store",
             help="Retrieve the passages from a store; without one they are "
-            "the question file's own, filled up with those of other questions.",
+            "the question file's own, filled up with those of other questions. Without --data: "
+            "time the store itself.",
         ),
     ] = None,
     shape: Annotated[
@@ -89,7 +97,10 @@ def bench(
             raise UsageError("unknown value of --dtype", expected=" or ".join(DTYPES),
                              found=repr(name), todo="give one or both, with a comma")  # fmt: skip
     if shape is None and data is None:
-        raise UsageError("nothing to read", todo="give --data, or --shape")
+        if store is None:
+            raise UsageError("nothing to read", todo="give --data, --shape or --store")
+        _time_store(store, passages or 40, rounds, json)
+        return
     if parts and (shape is None or torch.cuda.is_available()):
         raise UsageError("--parts times the parts of a --shape on a CPU", todo="leave it off")
     if threads:
@@ -123,6 +134,30 @@ def bench(
     if parts and shape:
         report["parts"] = _shape_parts(shape, dtypes, rounds)
     _print(report, console(json))
+    write_json(json, report)
+
+
+def _time_store(store: Path, passages: int, rounds: int, json: str) -> None:
+    from rich.table import Table
+
+    from btr.bench.store import store_rows
+    from btr.machine import machine_card
+
+    with progress() as bar:
+        task = bar.add_task("rounds", total=rounds)
+        found = store_rows(store, passages=passages, rounds=rounds,
+                           progress=lambda n: bar.update(task, completed=n))  # fmt: skip
+    settings = {"rounds": rounds, "passages_per_question": passages}
+    report = {"machine": machine_card(), "settings": settings, "rows": found}
+    table = Table(title=f"{printable(str(store))}: {passages} passages, {rounds} rounds",
+                  title_justify="left")  # fmt: skip
+    table.add_column("step", no_wrap=True)
+    for heading in ("ms", "range"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in found:
+        low, high = row["range"]
+        table.add_row(row["step"], f"{row['ms']:.3f}", f"{low:.3f} to {high:.3f}")
+    console(json).print(table)
     write_json(json, report)
 
 
