@@ -49,15 +49,19 @@ def test_documents_come_and_go(run: Run, store: Path, tmp_path: Path) -> None:
     assert run("verify", store)[0] == 0
 
 
-def test_a_store_is_made_smaller_and_still_answers(run: Run, store: Path) -> None:
+@pytest.mark.parametrize("way", [(), ("--paper",)])
+def test_a_store_is_made_smaller_and_still_answers(
+    run: Run, store: Path, way: tuple[str, ...]
+) -> None:
     before = json.loads(run("info", store, "--json", "-")[1])
-    status, out, err = run("compress", store, "--ratio", 0.3, "--json", "-")
+    status, out, err = run("compress", store, "--ratio", 0.3, *way, "--json", "-")
     assert status == 0, err
     assert json.loads(out)["passages"] == before["passages"]
     after = json.loads(run("info", store, "--json", "-")[1])
     assert after["bytes"]["refs"] > 0
     assert after["bytes"]["bits"] < before["bytes"]["bits"]
     assert run("ask", store, "who built the bridge?")[0] == 0
+    assert ("merged into" if way else "by neighbours") in run("info", store)[1]
     assert run("verify", store)[0] == 0
     assert run("compress", store, "--ratio", 0.7)[0] == 2
 

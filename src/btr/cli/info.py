@@ -55,10 +55,11 @@ def info(
 
 
 def _compression(manifest: Manifest) -> str:
-    how = manifest.compression
-    return (
-        f"{how['shared_ids']:,} token ids share a vector "
-        f"({100 * how['shared_tokens'] / manifest.tokens:.1f} % of the tokens), ratio "
-        f"{how['ratio']:g} merged into {how['merged_vectors']:,} vectors"
-        + (", bits coded" if how["lossless"] else "")
-    )
+    how, every = manifest.compression, max(1, manifest.tokens)
+    shared = (f"{how['shared_ids']:,} token ids share their vectors "
+              f"({100 * how['shared_tokens'] / every:.1f} % of the tokens)")  # fmt: skip
+    if how["neighbours"]:
+        shared += f", {100 * how['left_out_tokens'] / every:.1f} % left out, by neighbours"
+    else:
+        shared += f", ratio {how['ratio']:g} merged into {how['merged_vectors']:,} vectors"
+    return shared + (", bits coded" if how["lossless"] else "")

@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--decoder-layers", type=int, default=2)
     parser.add_argument("--inner", type=int, default=1216, help="width of feed-forward layers")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=0, help="0 for whole epochs")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--token-budget", type=int, default=6000)
     given = parser.parse_args()
@@ -205,8 +206,8 @@ def main() -> None:
     with Ledger() as ledger:
         passages = read_passages(given.texts, ledger=ledger)
         train, dev = text_windows(passages, tokenizer, 254, 0.01)
-    settings = StageSettings("reader", LoopSettings(given.epochs, given.lr), given.token_budget,
-                             dropout=0.0)  # fmt: skip
+    settings = StageSettings("reader", LoopSettings(given.epochs, given.lr, given.steps),
+                             given.token_budget, dropout=0.0)  # fmt: skip
     loss, look = (
         StateDistillation(network, bert, windows, settings, tokenizer.cls_token_id,
                           tokenizer.sep_token_id)
