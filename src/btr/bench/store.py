@@ -49,6 +49,7 @@ def store_rows(
                                  todo="give --passages")  # fmt: skip
             chosen = draw.choice(len(store), passages, replace=False).tolist()
             store.held_states(chosen)
+            store.passages(chosen)
             with _timed(taken, "states, warm"):
                 store.held_states(chosen)
             bodies = [record.body.tobytes() for record in store.state_records(chosen)]
