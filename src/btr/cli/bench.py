@@ -210,7 +210,11 @@ def _reader_contenders(
         for mode in modes
     ]  # fmt: skip
     field += [
-        contender(f"{folder.name} {dtype}", load_checkpoint(folder, dtype=DTYPES[dtype]), work)
+        contender(
+            f"{'/'.join(folder.parts[-2:])} {dtype}",
+            load_checkpoint(folder, dtype=DTYPES[dtype]),
+            work,
+        )
         for folder in checkpoints
     ]
     return field, field[0]
