@@ -238,6 +238,27 @@ def test_sweep_draws_every_setting(
         assert (status, message in one_line(err)) == (2, True), err
 
 
+def test_eval_finds_the_pieces_of_a_passage_that_the_store_has_cut(
+    run: Run, tiny: Path, tmp_path: Path
+) -> None:
+    text = " ".join(f"The bridge number {n} was built by king Harald." for n in range(60))
+    record = {"id": "long", "title": "Bridges", "text": text}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    question = {"id": "1", "question": "who?", "answers": ["Harald"], "ctxs": [record]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(question) + "\n")
+    store = tmp_path / "s.btr"
+    assert run("index", tmp_path / "in.jsonl", "-o", store, "--reader", tiny)[0] == 0
+    words = ("eval", "--reader", tiny, "--data", tmp_path / "q.jsonl", "--store", store)
+    status, out, _ = run(*words, "--json", "-")
+    assert status == 0
+    assert json.loads(out)["passages_per_query"] > 2
+    question["ctxs"][0]["id"] = "other"
+    (tmp_path / "q.jsonl").write_text(json.dumps(question) + "\n")
+    status, _, err = run(*words)
+    assert status == 3
+    assert "no passage has this id: 'other'" in err
+
+
 def test_eval_limit_and_task(run: Run, tiny: Path, questions: Path) -> None:
     words = ("eval", "--reader", tiny, "--data", questions, "--limit", "1", "--task", "mine")
     report = json.loads(run(*words, "--json", "-")[1])

@@ -72,9 +72,25 @@ def gold_passages(store: TokenStore | None, limit: int) -> Callable[[Question], 
         passages = list(question.contexts[:limit])
         if store is None or not passages:
             return passages, None
-        return _stored(store, [store.ordinal(p.id) for p in passages])
+        return _stored(store, _ordinals(store, [p.id for p in passages]))
 
     return find
+
+
+def _ordinals(store: TokenStore, ids: Sequence[str]) -> list[int]:
+    """Passages by id; where the store had to cut one (``record_passages``), its pieces.
+
+    Raises:
+        InputError: The store has no such passage.
+    """
+    ordinals: list[int] = []
+    for passage_id in ids:
+        pieces: list[int] = []
+        if store.find(passage_id) is None:
+            while (piece := store.find(f"{passage_id}:{len(pieces)}")) is not None:
+                pieces.append(piece)
+        ordinals += pieces or [store.ordinal(passage_id)]
+    return ordinals
 
 
 def listed_passages(
@@ -86,7 +102,7 @@ def listed_passages(
         if question.id not in listed:
             raise InputError("the retrieval run lacks a question", where=question.id,
                              todo="use the run made for this question file")  # fmt: skip
-        return _stored(store, [store.ordinal(i) for i in listed[question.id][:limit]])
+        return _stored(store, _ordinals(store, listed[question.id][:limit]))
 
     return find
 
