@@ -41,7 +41,7 @@ from btr.store.entropy import (
 )
 from btr.store.format import Manifest, PassageState, ShardCommit, StoreSpec, shard_totals
 from btr.store.names import CODING, SHARDS, coding_name, shard_name
-from btr.store.neighbours import NeighbourFit, NeighbourModel
+from btr.store.neighbours import NeighbourFit, NeighbourModel, rows_of
 from btr.store.reader import TokenStore
 from btr.store.shard import StateRecord, state_record
 from btr.store.shard_file import write_shard_file
@@ -195,6 +195,11 @@ class _Work:
                 yield states, [np.asarray(row, np.int64) for row in ids]
             self.progress(stage, ordinals.stop, total)
 
+    def _bits(self, states: Sequence[PassageState]) -> Bytes:
+        """The bits of passages' tokens, one after the other, without scales."""
+        rows: Bytes = np.concatenate([state.rows for state in states])
+        return rows[:, : self.bits_bytes]
+
     def _count(self) -> None:
         b = self.bits_bytes
         for states, ids in self.passages("counting"):
@@ -231,8 +236,7 @@ class _Work:
         own = self.tables.ids[~self.tables.shared]
         occurrences = OccurrenceFiles(self.scratch, own, self.counts, self.bits_bytes)
         occurrences.scatter(
-            (np.concatenate(ids), np.concatenate([s.rows for s in states])[:, : self.bits_bytes])
-            for states, ids in self.passages("scattering")
+            (np.concatenate(ids), self._bits(states)) for states, ids in self.passages("scattering")
         )
         groups = occurrences.merge(
             self.how.ratio, self.codebook, partial(self.progress, "merging"), self.cluster
@@ -250,9 +254,9 @@ class _Work:
         What an earlier compression fitted is kept if it has all bases: vectors that were worked out
         once come out the same again.
         """
-        tables, b = self.tables, self.bits_bytes
+        tables = self.tables
         based = tables.shared | ((self.counts[tables.ids] >= BASED) & (self.how.ratio > 0))
-        owner = np.where(based, np.cumsum(based) - 1, -1)
+        owner = rows_of(based)
         earlier = self.store.coding
         if earlier is not None and earlier.neighbours is not None:
             rank_of, places = earlier.rank_of(), tables.ids[based]
@@ -261,13 +265,11 @@ class _Work:
             rows = np.where(before >= 0, earlier.neighbours.owner[before], -1)
             if (rows >= 0).all():
                 return replace(earlier.neighbours, owner=owner, base=earlier.neighbours.base[rows])
-        rank = self.rank
         fit = NeighbourFit(owner, self.spec.dim)
         every = max(1, len(self.store) // FITTED)
         for states, ids in self.passages("fitting", every):
-            ranks = rank[np.concatenate(ids)]
-            rows = np.concatenate([state.rows for state in states])[:, :b]
-            fit.add(rows, ~tables.shared[ranks], [len(row) for row in ids], ranks)
+            ranks = self.rank[np.concatenate(ids)]
+            fit.add(self._bits(states), ~tables.shared[ranks], [len(row) for row in ids], ranks)
         own = tables.ids[based]
         return fit.model(2 * self.positive[own] / self.counts[own, None] - 1)
 
@@ -322,8 +324,9 @@ class _Work:
         model, ranks = self.tables.neighbours, self.rank[np.concatenate(ids)]
         if model is None or not self.how.ratio:
             return np.full(len(ranks), -1, np.int64)
-        rows = np.concatenate([state.rows for state in states])[:, : self.bits_bytes]
-        gone = model.guessed_best(rows, ~self.tables.shared[ranks], lengths, ranks, self.how.ratio)
+        gone = model.guessed_best(
+            self._bits(states), ~self.tables.shared[ranks], lengths, ranks, self.how.ratio
+        )
         self.left_out += int(gone.sum())
         return gone.astype(np.int64) - 1
 

@@ -409,7 +409,8 @@ def write_coding(
                 section_seed(spec.store_id, generation, CODING), head,
                 tables.ids.astype("<u4").tobytes(), np.packbits(tables.shared).tobytes(),
                 tables.groups.astype("<u4").tobytes(), tables.rows.tobytes(),
-                _model_bytes(tables.model), _neighbour_bytes(tables.neighbours),
+                _model_bytes(tables.model),
+                tables.neighbours.encode() if tables.neighbours else b"",
             )
         )  # fmt: skip
         for chunk in files.read_chunks(codebook, size):
@@ -437,8 +438,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         bits = row_bytes - scale_bytes
         flags = -(-ranks // 8)
         model = flags + classed * 4 * bits + 2 * CLASSES * DRIFTS if classed else 0
-        dim = spec.dim
-        around = flags + (beside + 5 + 2 * dim) * dim if beside else 0
+        around = NeighbourModel.encoded_bytes(ranks, beside, spec.dim) if beside else 0
         counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model, around)
         checked = HEAD.size + sum(counts) + _CRC.size
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
@@ -461,7 +461,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         else np.empty((0, bits), np.uint8),
         scale_bytes,
         _model_of(coded, ranks, classed, bits) if classed else None,
-        _neighbours_of(near, ranks, beside, dim) if beside else None,
+        NeighbourModel.decode(near, ranks, beside, spec.dim) if beside else None,
     )
     if (
         int(tables.shared.sum()) != shared
@@ -496,31 +496,6 @@ def _model_of(data: bytes, ranks: int, classed: int, bits_bytes: int) -> BitMode
     # A chance of 0 or 1 would end the decoder; only damage that its checksum knows of makes one.
     chances = np.clip(chances, 1, SCALE - 1)
     return BitModel(owns * np.cumsum(owns), classes, chances)
-
-
-def _neighbour_bytes(model: NeighbourModel | None) -> bytes:
-    """Which ranks have a base, bases, steps, gains, left factors, right factors."""
-    if model is None:
-        return b""
-    return b"".join(
-        (np.packbits(model.owner >= 0).tobytes(), model.base.tobytes(), model.steps.tobytes(),
-         model.gains.astype("<f4").tobytes(), model.left.tobytes(), model.right.tobytes())
-    )  # fmt: skip
-
-
-def _neighbours_of(data: bytes, ranks: int, bases: int, dim: int) -> NeighbourModel:
-    """The inverse of :func:`_neighbour_bytes`."""
-    sizes = (0, -(-ranks // 8), bases * dim, dim, 4 * dim, dim * dim, dim * dim)
-    flags, base, steps, gains, left, right = (data[a:z] for a, z in pairwise(accumulate(sizes)))
-    based = np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).astype(np.int64)
-    return NeighbourModel(
-        np.where(based > 0, np.cumsum(based) - 1, -1),
-        np.frombuffer(base, np.int8).reshape(bases, dim), np.frombuffer(steps, np.uint8),
-        # As of the probabilities above: others come of damage that the checksum knows of.
-        np.nan_to_num(np.frombuffer(gains, "<f4").astype(np.float32)).clip(0, 1e6),
-        np.frombuffer(left, np.int8).reshape(dim, dim),
-        np.frombuffer(right, np.int8).reshape(dim, dim),
-    )  # fmt: skip
 
 
 def _all_based(tables: CodingTables, model: NeighbourModel) -> bool:

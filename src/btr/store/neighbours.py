@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,33 @@ class NeighbourModel:
     gains: NDArray[np.float32]
     left: NDArray[np.int8]
     right: NDArray[np.int8]
+
+    def encode(self) -> bytes:
+        """Which ranks have a base, bases, steps, gains, left factors, right factors."""
+        return b"".join(
+            (np.packbits(self.owner >= 0).tobytes(), self.base.tobytes(), self.steps.tobytes(),
+             self.gains.astype("<f4").tobytes(), self.left.tobytes(), self.right.tobytes())
+        )  # fmt: skip
+
+    @staticmethod
+    def encoded_bytes(ranks: int, bases: int, dim: int) -> int:
+        """How long :meth:`encode`'s result is."""
+        return sum(_part_bytes(ranks, bases, dim))
+
+    @classmethod
+    def decode(cls, data: bytes, ranks: int, bases: int, dim: int) -> NeighbourModel:
+        """The inverse of :meth:`encode`."""
+        ends = accumulate((0, *_part_bytes(ranks, bases, dim)))
+        flags, base, steps, gains, left, right = (data[a:z] for a, z in pairwise(ends))
+        based = np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).view(np.bool_)
+        return cls(
+            rows_of(based),
+            np.frombuffer(base, np.int8).reshape(bases, dim), np.frombuffer(steps, np.uint8),
+            # Only damage that its checksum knows of makes others.
+            np.nan_to_num(np.frombuffer(gains, "<f4").astype(np.float32)).clip(0, 1e6),
+            np.frombuffer(left, np.int8).reshape(dim, dim),
+            np.frombuffer(right, np.int8).reshape(dim, dim),
+        )  # fmt: skip
 
     @cached_property
     def _factors(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -246,6 +274,15 @@ class NeighbourFit:
             self._owner, np.rint(base * unit / steps).astype(np.int8), steps.astype(np.uint8),
             (LARGEST / unit).astype(np.float32), whole[:dim].copy(), whole[dim:].copy(),
         )  # fmt: skip
+
+
+def rows_of(based: Flags) -> Ints:
+    """``[R]``: the row of each rank that has a base, by rank; -1 for the others."""
+    return np.where(based, np.cumsum(based) - 1, -1)
+
+
+def _part_bytes(ranks: int, bases: int, dim: int) -> tuple[int, ...]:
+    return -(-ranks // 8), bases * dim, dim, 4 * dim, dim * dim, dim * dim
 
 
 def bits_of(levels: NDArray[np.int8]) -> Bytes:
