@@ -4,7 +4,9 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -306,3 +308,17 @@ except ResourceError as error:
     )
     assert done.stdout.startswith(f"error[{ResourceError.code}] the lexical index cannot be")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_written_to_while_it_is_removed_goes_all_the_same(tmp_path: Path) -> None:
+    def write_on(folder: Path) -> None:
+        for number in range(100):
+            with suppress(FileNotFoundError):
+                (folder / f"{number}.lock").touch()
+            time.sleep(0.001)
+
+    with lexical._passing_folder("view-", tmp_path) as view:
+        writer = threading.Thread(target=write_on, args=(view,))
+        writer.start()
+    writer.join()
+    assert list(tmp_path.iterdir()) == []

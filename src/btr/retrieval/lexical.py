@@ -21,7 +21,9 @@ BM25 statistics are summed over segments by tantivy, so scores do not depend on 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 RUN_PASSAGES = 262_144
 RUN_BYTES = 1 << 27
 HEAP_BYTES = 512_000_000
+# Attempts, 10 ms apart, to remove a folder that tantivy may still write to.
+REMOVALS = 100
 
 # The name stands in meta.json: change it whenever the analyser below changes.
 ANALYSER = "btr_english_1"
@@ -92,9 +96,9 @@ def build(folder: Path, passages: Iterable[Passage], *, first: int = 0) -> int:
     stream = iter(passages)
     segments: list[_Segment] = []
     total = 0
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
+    with _passing_folder("building-", folder) as scratch:
         while True:
-            part = Path(scratch) / str(total)
+            part = scratch / str(total)
             part.mkdir()
             count = _index_run(part, stream, first=first + total)
             meta = json.loads((part / META).read_bytes())
@@ -139,10 +143,10 @@ class LexicalIndex:
         """
         if not folders:
             raise InputError("no lexical index", todo="build the store again")
-        with tempfile.TemporaryDirectory(prefix="btr-lexical-") as view:
-            _join(folders, Path(view))
+        with _passing_folder("btr-lexical-") as view:
+            _join(folders, view)
             try:
-                index = tantivy.Index.open(view)
+                index = tantivy.Index.open(str(view))
                 # The default reader watches the folder for commits, which never come.
                 index.config_reader("manual")
                 self._searcher = index.searcher()
@@ -245,6 +249,24 @@ def _index_run(part: Path, stream: Iterator[Passage], *, first: int) -> int:
         with _writing(part):
             writer.wait_merging_threads()
     return count
+
+
+@contextmanager
+def _passing_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
+    """A temporary folder that tantivy opens an index in.
+
+    An opened index has a thread of tantivy's look for commits, which may lay a lock file in the
+    folder while it is being removed: it is then removed again.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=within))
+    try:
+        yield folder
+    finally:
+        for _ in range(REMOVALS):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.01)
 
 
 @contextmanager
