@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 import btr.compressing
 import btr.occurrences
 from btr.bits import hamming
-from btr.compressing import Compression, compress
+from btr.compressing import Compression, Recompression, compress
+from btr.data.passages import Passage
 from btr.errors import IncompatibleError, UsageError
 from btr.indexing import build_index
 from btr.occurrences import merge_occurrences
@@ -125,6 +126,35 @@ def test_tokens_that_their_neighbours_guess_best_are_left_out(
     sizes = store_sizes(store, manifest)
     total = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
     assert sum(sizes.by_part.values()) == total
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3])
+def test_other_passages_can_be_compressed_as_a_store_is(
+    store: Path, reader: BertReader, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(btr.compressing, "BASED", 4)
+    with TokenStore.open(store) as opened:
+        ordinals = range(len(opened))
+        passages, before = opened.passages(ordinals), opened.states(ordinals)
+    manifest = compress(store, reader, Compression(ratio=ratio, lossless=True))
+    assert bool(manifest.compression["left_out_tokens"]) is (ratio > 0)
+    new = Passage("new", "Quartz and zebras, of the orchard", "The zebra ate the quartz.")
+    with TokenStore.open(store) as opened:
+        after = opened.states(ordinals)
+        assert opened.coding is not None
+        other = Recompression(opened.manifest, opened.coding, len(reader.vocabulary))
+    ids = [np.asarray(row, np.int64) for row in reader.token_ids([*passages, new])]
+    made = other.decode(other.encode([*before, *reader.encode([new])], ids))
+    assert len(made) == len(after) + 1
+    for mine, kept in zip(made, after, strict=False):
+        assert mine.rows.tobytes() == kept.rows.tobytes()
+        assert mine.guesses is not None
+        assert kept.guesses is not None
+        assert mine.guesses.places.tolist() == kept.guesses.places.tolist()
+        assert mine.guesses.levels.tobytes() == kept.guesses.levels.tobytes()
+    known = set(other.tables.ids[: len(opened.coding.ids)].tolist())
+    assert not set(ids[-1].tolist()) <= known, "the new passage has words that the corpus lacks"
+    assert len(made[-1].rows) == len(ids[-1])
 
 
 def test_what_was_worked_out_once_comes_out_again(store: Path, reader: BertReader) -> None:

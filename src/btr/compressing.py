@@ -303,13 +303,14 @@ class _Work:
         pieces, again = tee(self.passages("writing"))
         tokens = (np.concatenate(ids) for _, ids in again)
         gathered = self.occurrences.gather(tokens) if self.occurrences else repeat(None)
-        for (states, ids), groups in zip(pieces, gathered, strict=False):
-            lengths = [len(row) for row in ids]
-            each = self._left_out(states, ids, lengths) if groups is None else groups
+        for (states, ids), merged in zip(pieces, gathered, strict=False):
+            if merged is None:
+                groups, count = _left_out(self.tables, self.rank, states, ids, self.how.ratio)
+                self.left_out += count
+            else:
+                groups = np.split(merged, np.cumsum([len(row) for row in ids])[:-1])
             made = []
-            for state, row, group in zip(
-                states, ids, np.split(each, np.cumsum(lengths)[:-1]), strict=True
-            ):
+            for state, row, group in zip(states, ids, groups, strict=True):
                 if len(row) > MOST_TOKENS:
                     made.append(state_record(state))
                     continue
@@ -317,18 +318,78 @@ class _Work:
                 self.spent.update(coder.spent(made[-1]))
             yield made
 
-    def _left_out(
-        self, states: Sequence[PassageState], ids: Sequence[Ints], lengths: Sequence[int]
-    ) -> Ints:
-        """0 for the tokens to leave out, -1 for all others."""
-        model, ranks = self.tables.neighbours, self.rank[np.concatenate(ids)]
-        if model is None or not self.how.ratio:
-            return np.full(len(ranks), -1, np.int64)
-        gone = model.guessed_best(
-            self._bits(states), ~self.tables.shared[ranks], lengths, ranks, self.how.ratio
+
+class Recompression:
+    """What a compressed store would keep of other passages, had they been in its corpus.
+
+    Tokens that have merged in the store have not here: they keep their own vectors.
+
+    Args:
+        manifest: Of the store.
+        tables: Of the store.
+        vocabulary: Number of token ids; those that the corpus lacks are like its rare ones.
+    """
+
+    def __init__(self, manifest: Manifest, tables: CodingTables, vocabulary: int) -> None:
+        absent = np.setdiff1d(np.arange(vocabulary), tables.ids)
+        neighbours = tables.neighbours
+        if neighbours is not None:
+            owner = np.concatenate([neighbours.owner, np.full(len(absent), -1)])
+            neighbours = replace(neighbours, owner=owner)
+        self.tables = replace(
+            tables,
+            ids=np.concatenate([tables.ids, absent]),
+            shared=np.concatenate([tables.shared, np.zeros(len(absent), np.bool_)]),
+            groups=np.concatenate([tables.groups, np.zeros(len(absent), np.int64)]),
+            neighbours=neighbours,
+            # What is coded without loss comes back as it was.
+            model=None,
         )
-        self.left_out += int(gone.sum())
-        return gone.astype(np.int64) - 1
+        self.ratio = float(manifest.compression["ratio"])
+        self._coder, self._rank = Coder(self.tables), self.tables.rank_of()
+
+    def encode(self, states: Sequence[PassageState], ids: Sequence[Ints]) -> list[StateRecord]:
+        """Coded records of states.
+
+        Args:
+            states: Of at most 65,535 tokens each.
+            ids: ``[t]`` token ids of each.
+        """
+        gone, _ = _left_out(self.tables, self._rank, states, ids, self.ratio)
+        return [
+            self._coder.encode(state, row, group)[0]
+            for state, row, group in zip(states, ids, gone, strict=True)
+        ]
+
+    def decode(self, records: Sequence[StateRecord]) -> list[PassageState]:
+        """What a reader of the store would be given for records from :meth:`encode`."""
+        return [state for state in self._coder.decode(records) if state is not None]
+
+
+def _left_out(
+    tables: CodingTables,
+    rank_of: Ints,
+    states: Sequence[PassageState],
+    ids: Sequence[Ints],
+    ratio: float,
+) -> tuple[list[Ints], int]:
+    """For each state 0 for the tokens to leave out, -1 for all others; and how many are left out.
+
+    Args:
+        tables: What the left out are worked out with.
+        rank_of: Of every id.
+        states: Of passages.
+        ids: ``[t]`` token ids of each.
+        ratio: Share of each passage's stored tokens.
+    """
+    lengths = [len(row) for row in ids]
+    ranks = rank_of[np.concatenate(ids)]
+    gone = np.zeros(len(ranks), np.bool_)
+    if tables.neighbours is not None and ratio:
+        bits = np.concatenate([state.rows for state in states])[:, : tables.bits_bytes]
+        gone = tables.neighbours.guessed_best(bits, ~tables.shared[ranks], lengths, ranks, ratio)
+    groups = gone.astype(np.int64) - 1
+    return np.split(groups, np.cumsum(lengths)[:-1]), int(gone.sum())
 
 
 def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:

@@ -80,6 +80,8 @@ def test_three_commands_make_a_reader(
     )
     code, _, err = run("index", corpus, "-o", store, "--reader", reader)
     assert code == 0, err
+    code, _, err = run("compress", store)
+    assert code == 0, err
     code, _, err = run("train", "--stage", "adapt", "-o", adapted, "--from", reader, *common[2:],
                        "--store", store)  # fmt: skip
     assert code == 0, err

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,18 +15,21 @@ from btr.data.passages import Passage
 from btr.errors import InputError, UsageError
 from btr.readers.bert import BertReader
 from btr.readers.bert_network import SplitBert
+from btr.store.format import Guesses
 from btr.train.extractive import (
     run_network,
     start_binarized,
     start_decomposed,
+    stored_signs,
     train_extractive,
 )
 from btr.train.loop import LoopSettings
 from btr.train.sources import Source
-from btr.train.span_examples import SpanData, SpanExample, collate
+from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample, collate
 from btr.train.span_sources import SpanDataSettings
 from btr.train.stage import Places, StageSettings
-from tiny_readers import tiny_model
+from btr.train.stored import StoredStates
+from tiny_readers import make_reader, tiny_model
 
 TEXT = "The first bridge number {n} was built by king Harald over the wide lake."
 
@@ -174,3 +179,26 @@ def test_the_papers_own_rule_learns_no_scale(tokenizer):
     assert (network.binarizer.offset == 0).all()
     with pytest.raises(UsageError, match="pre-norm"):
         start_binarized(split, data, "tanh")
+
+
+def test_what_a_store_guesses_is_trained_on_as_it_is_read(tmp_path, tokenizer):
+    reader = make_reader(tmp_path / "btr", tokenizer, "btr", 2)
+    passages = [Passage(str(n), TEXT.format(n=n) + " Indeed." * n, "Bridge") for n in range(3)]
+    stored = StoredStates(reader, passages, None)
+    # As if tokens 2 and 5 of the second passage had been left out.
+    levels = torch.randint(-127, 128, (2, reader.width)).to(torch.int8).numpy()
+    (state,) = stored.states([1])
+    stored._states[1] = replace(state, guesses=Guesses(np.array([2, 5]), levels))
+    builder = SpanDataBuilder(tokenizer, 24, 64)
+    question = builder.question("who built it?")
+    for passage in passages:
+        assert builder.add(question, passage, ["king Harald"])
+    builder.data.stored = stored
+    batch = collate(builder.data, builder.data.examples)
+    assert batch.stored is not None
+    assert batch.stored.guesses is not None
+    with torch.inference_mode():
+        signs = stored_signs(batch, batch.stored, torch.float32)
+        made = reader.network.binarizer.restore(signs)[batch.passage_mask]
+        read = reader._from_rows(stored.of(passages))
+    torch.testing.assert_close(made.to(read.dtype), read)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +33,7 @@ from btr.train.fid_pass import TrainingPass
 from btr.train.loop import LoopSettings
 from btr.train.sources import Source
 from btr.train.stage import Places, StageSettings
+from btr.train.stored import StoredRows
 from tiny_t5 import LAYERS, t5_tokenizer, tiny_t5
 
 BUDGET = 16
@@ -244,7 +247,10 @@ def test_stored_states_train_like_those_made_on_the_way(t5_tok):
     run = TrainingPass(network, BUDGET)
     with torch.no_grad():
         made = run(collate(data, data.examples)).logits
-        data.rows = engine.encode([ids.tolist() for ids in data.passages])
+        rows = engine.encode([ids.tolist() for ids in data.passages])
+        data.stored = Mock(
+            rows=lambda numbers: StoredRows(np.concatenate([rows[i] for i in numbers]), None)
+        )
         stored = run(collate(data, data.examples)).logits
     torch.testing.assert_close(made, stored, rtol=0.01, atol=0.05)
 

@@ -25,7 +25,7 @@ from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
 from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
-from btr.readers.packed import PackedAttention
+from btr.readers.packed import PackedAttention, filled
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.store.format import PassageState
 
@@ -155,11 +155,12 @@ class BertReader:
 
     def _lower_states(self, inputs: Sequence[PassageTokens]) -> Tensor:
         """Packed ``[N, d]`` states of passages after the lower layers."""
-        hidden = self._embed([t.ids for t in inputs], self.config.query_budget, 1)
-        attend = PackedAttention([len(t.ids) for t in inputs], self.network.heads)
+        lengths = [len(t.ids) for t in inputs]
+        hidden = filled(self._embed([t.ids for t in inputs], self.config.query_budget, 1))
+        attend = PackedAttention(lengths, self.network.heads)
         for layer in self.network.lower:
             hidden = run_layer(layer, hidden, attend)
-        return hidden
+        return hidden[: sum(lengths)]
 
     def _embed(self, rows: Sequence[Sequence[int]], first_position: int, segment: int) -> Tensor:
         """Packed ``[N, d]`` input states; every row counts its positions from ``first``."""
@@ -299,7 +300,7 @@ class BertReader:
         Row 0 is ``[CLS]``, the others are the ``T`` tokens of the passage's text. The last layer
         computes only these rows: nobody asks for the others.
         """
-        hidden = torch.cat([part for p in passages for part in (query, p.states)])
+        hidden = filled(torch.cat([part for p in passages for part in (query, p.states)]))
         lengths = [len(query) + len(p.states) for p in passages]
         asking = [len(p.states) - p.text_start for p in passages]
         ends = np.cumsum(lengths).tolist()
@@ -316,8 +317,8 @@ class BertReader:
         for layer in inner:
             hidden = run_layer(layer, hidden, attend)
         attend = PackedAttention(lengths, self.network.heads, asking=asking)
-        hidden = run_layer(last, hidden, attend, rows)
-        return list(torch.split(hidden, asking))
+        hidden = run_layer(last, hidden, attend, filled(rows))
+        return list(torch.split(hidden[: len(rows)], asking))
 
     def _classify(
         self, hidden: Sequence[Tensor], passages: Sequence[Passage], top: int

@@ -23,8 +23,8 @@ def run_layer(
         layer: The layer.
         hidden: ``[..., d]``.
         attend: Its attention.
-        rows: ``[R]`` int64 numbers of packed tokens whose output is wanted, ascending; the others
-            still serve as keys and values. None for all.
+        rows: ``[R]`` int64 numbers of packed tokens whose output is wanted; the others still
+            serve as keys and values. None for all.
 
     Returns:
         ``[..., d]``, or ``[R, d]`` with ``rows``.

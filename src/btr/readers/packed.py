@@ -14,6 +14,23 @@ from torch.nn import functional
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q, k, v)``, each ``[..., d]``, to the attention's context ``[..., d]``."""
 
+TOKEN_STEP = 64
+"""Packed tokens are filled up to a multiple of this.
+
+torch makes kernels for every new number of rows, which takes time, and keeps a thousand of them,
+which takes gigabytes.
+"""
+
+
+def filled(packed: Tensor) -> Tensor:
+    """Packed ``[N, ...]`` with zeros behind it, to a multiple of TOKEN_STEP if it is longer.
+
+    They belong to no sequence: what is done row by row is done for them in vain.
+    """
+    if len(packed) < TOKEN_STEP:
+        return packed
+    return functional.pad(packed, (0, 0) * (packed.dim() - 1) + (0, -len(packed) % TOKEN_STEP))
+
 
 class PackedAttention:
     """Attention inside consecutive stretches of packed tokens ``[N, d]``.
@@ -22,7 +39,7 @@ class PackedAttention:
     while padding to the longest costs a quarter more.
 
     Args:
-        lengths: Tokens of every sequence, in order.
+        lengths: Tokens of every sequence, in order. Tokens behind the last get a context of zeros.
         heads: Number of heads.
         asking: How many tokens of every sequence ask, where only some do.
         biases: Added to the logits of every sequence, each broadcastable to ``[H, T, T]``.
@@ -62,4 +79,5 @@ class PackedAttention:
             )
             context[rows] = part[0].transpose(0, 1)
             row, token = rows.stop, tokens.stop
+        context[row:] = 0
         return context.view(len(context), width)

@@ -19,6 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Block
 from btr.errors import IncompatibleError
 from btr.merge import match, merge_count, size_bias
 from btr.readers.base import Merging
+from btr.readers.packed import filled
 from btr.readers.t5_int8 import Int8Linear, quantise_blocks
 from btr.readers.t5_layers import (
     RelativeBias,
@@ -99,14 +100,16 @@ class Decoder:
         passages = encoded.lengths
         encoded = Packed(encoded.hidden, (len(encoded.hidden),), encoded.positions, encoded.sizes)
         merged = bool(merging.intra)
+        hidden = filled(encoded.hidden)
         for number, block in enumerate(self.blocks):
             if merging.cross and number and number % merging.every == 0:
                 counts = [merge_count(encoded.lengths[0], merging.cross)]
                 matching = match(keys[-1].mean(0), encoded.lengths, counts)
                 encoded, merged = encoded.merged(matching, merging), True
-            attention = cross_attention(block).EncDecAttention
-            keys.append(self._by_head(attention.k(encoded.hidden)))
-            values.append(self._by_head(attention.v(encoded.hidden)))
+                hidden = filled(encoded.hidden)
+            attention, tokens = cross_attention(block).EncDecAttention, len(encoded.hidden)
+            keys.append(self._by_head(attention.k(hidden)[:tokens]))
+            values.append(self._by_head(attention.v(hidden)[:tokens]))
             sized = merged and merging.correction
             biases.append(size_bias(encoded.sizes) if sized else None)
         return Memory(keys, values, biases, passages)

@@ -24,7 +24,7 @@ from transformers.models.t5.modeling_t5 import T5Block, T5LayerNorm
 from btr.binarize import PreNormBinarizer
 from btr.merge import Matching, match, merge_count, merge_mean, merge_sizes, size_bias
 from btr.readers.base import Merging
-from btr.readers.packed import PackedAttention
+from btr.readers.packed import PackedAttention, filled
 from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm, self_attention
 
 NO_MERGING = Merging()
@@ -116,6 +116,7 @@ class SplitT5(nn.Module):
         hidden: Tensor = self.model.shared(ids)
         if not self.split_layer:
             return hidden
+        hidden = filled(hidden)
         positions = torch.arange(max(lengths), device=ids.device)
         bias = self.relative_bias().between(positions, positions)
         attend = PackedAttention(
@@ -123,7 +124,7 @@ class SplitT5(nn.Module):
         )
         for block in self.blocks[: self.split_layer]:
             hidden = encoder_layer(block, hidden, attend)
-        return hidden
+        return hidden[: len(ids)]
 
     def run_joint(
         self,
@@ -146,17 +147,22 @@ class SplitT5(nn.Module):
         packed, normed = self._pack(queries, passages, first)
         values = self.relative_bias()
         biases = _biases(packed, values)
+        hidden = filled(packed.hidden)
+        normed = None if normed is None else filled(normed)
         for block in self.blocks[self.split_layer :]:
             attend = PackedAttention(packed.lengths, self.heads, biases=biases, scale=1.0)
-            packed = packed.replaced(encoder_layer(block, packed.hidden, attend, normed))
+            hidden = encoder_layer(block, hidden, attend, normed)
             normed = None
             if merging.intra:
+                packed = packed.replaced(hidden[: len(packed.hidden)])
                 counts = [merge_count(n, merging.intra) for n in packed.lengths]
                 packed = packed.merged(match(packed.hidden, packed.lengths, counts), merging)
                 biases = _biases(packed, values, sized=merging.correction)
+                hidden = filled(packed.hidden)
         if normed is None:
-            normed = rms_norm(self.model.encoder.final_layer_norm, packed.hidden)
-        return _by_question(packed.replaced(normed), [len(p) for p in passages])
+            normed = rms_norm(self.model.encoder.final_layer_norm, hidden)
+        packed = packed.replaced(normed[: len(packed.hidden)])
+        return _by_question(packed, [len(p) for p in passages])
 
     def _pack(
         self,

@@ -16,7 +16,7 @@ from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
 
 from btr.binarize import PostNormBinarizer, straight_through_sign
-from btr.bits import unpack_signs
+from btr.bits import put_levels, unpack_signs
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.bert import BertReader
@@ -44,7 +44,7 @@ from btr.train.stage import (
     begin_stage,
     run_stage,
 )
-from btr.train.stored import stored_rows
+from btr.train.stored import StoredRows, StoredStates
 
 DEV_QUESTIONS = 800
 """Most dev questions of a file: F1 within 1.7 points, in ten seconds."""
@@ -67,8 +67,8 @@ def run_network(
         passage states ``[U, P, d]`` before the binarizer.
     """
     query = network.encode_query(batch.query_ids, batch.query_mask)
-    if batch.rows is not None and network.binarizer is not None:
-        state = unpack_signs(batch.rows, query.dtype)
+    if batch.stored is not None and network.binarizer is not None:
+        state = stored_signs(batch, batch.stored, query.dtype)
         restored = network.binarizer.restore(state)
     else:
         state = network.encode_passage(batch.passage_ids, batch.passage_mask)
@@ -79,6 +79,16 @@ def run_network(
     logits = torch.cat([logits[:, :1], logits[:, length:]], dim=1)
     full = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
     return logits[..., 0], logits[..., 1], full, state
+
+
+def stored_signs(batch: SpanBatch, stored: StoredRows, dtype: torch.dtype) -> Tensor:
+    """What is known of the signs of passages' states, ``[U, P, d]``, -1 to 1."""
+    mask = batch.passage_mask
+    packed = unpack_signs(torch.from_numpy(stored.rows).to(mask.device), dtype)
+    if stored.guesses is not None:
+        put_levels(packed, stored.guesses.places, stored.guesses.levels)
+    padded = packed.new_zeros((*mask.shape, packed.shape[1]))
+    return padded.masked_scatter(mask[..., None], packed)
 
 
 class SpanLoss(StageLoss):
@@ -116,7 +126,7 @@ class SpanLoss(StageLoss):
         if self.teach is not None and settings.distils:
             seen = JointStates()
             with torch.no_grad():
-                t_start, t_end, _, _ = self.teach(replace(batch, rows=None), seen)
+                t_start, t_end, _, _ = self.teach(replace(batch, stored=None), seen)
             if settings.answer_weight:
                 parts["answer"] = (
                     losses.answer_divergence(start, t_start, mask)
@@ -333,7 +343,8 @@ def train_extractive(
     elif stage == "adapt":
         network = _of_mode(folder, "btr", stage)
         reader = BertReader(network, tokenizer, found, folder.name)
-        data.rows = stored_rows(reader, builder.passages, store)
+        data.stored = StoredStates(reader, builder.passages, store)
+        dev.data.stored = StoredStates(reader, dev.passages, store)
     elif found.mode == "btr":
         # Step 3 goes on from what it made.
         network = _of_mode(folder, "btr", stage)

@@ -52,7 +52,7 @@ from btr.train.stage import (
     begin_stage,
     run_stage,
 )
-from btr.train.stored import stored_rows
+from btr.train.stored import StoredStates
 
 DEV_QUESTIONS = 200
 """Most dev questions of a file that are answered at every look."""
@@ -107,7 +107,7 @@ class FidLoss(StageLoss):
         if self.teach is not None and settings.distils:
             seen = JointStates() if wants_states else None
             with torch.no_grad():
-                wanted = self.teach(replace(batch, rows=None), seen)
+                wanted = self.teach(replace(batch, stored=None), seen)
             if settings.answer_weight:
                 real = batch.labels != IGNORED
                 mine, theirs = made.logits[real], wanted.logits[real]
@@ -136,13 +136,16 @@ def evaluate_dev(
     config: T5ReaderConfig,
     dev: Mapping[str, Sequence[Question]],
     settings: FidDataSettings,
+    stored: StoredStates | None = None,
 ) -> dict[str, float]:
-    """EM and F1 in percent on held-out questions, read as users will read."""
+    """EM and F1 in percent on held-out questions, read as users will read, from stored states."""
     network.eval()
     reader = T5Reader(network, tokenizer, config, "dev")
 
     def answer(question: Question) -> str:
-        reading = reader.read(asked(question), question.contexts[: settings.passages])
+        passages = question.contexts[: settings.passages]
+        states = None if stored is None else stored.of(passages)
+        reading = reader.read(asked(question), passages, states)
         return reading.answers[0].text if reading.answers else ""
 
     figures = _score(answer, dev, settings)
@@ -268,10 +271,13 @@ def train_fid(
     network.model.shared.requires_grad_(not config.word_embeddings)
     builder, dev = load_fid_data(data_settings, text, config, rejects)
     data = builder.data
+    dev_states = None
     if stage == "adapt":
         freeze_stored(network)
         reader = T5Reader(network.eval(), tokenizer, config, str(places.start))
-        data.rows = stored_rows(reader, builder.passages, store)
+        data.stored = StoredStates(reader, builder.passages, store)
+        looked_at = [p for name in dev for q in dev[name] for p in q.contexts]
+        dev_states = StoredStates(reader, looked_at, store)
     if accelerator.is_main_process:
         print(f"{len(data.examples)} questions, {len(data.passages)} passages; {rejects}",
               flush=True)  # fmt: skip
@@ -286,7 +292,7 @@ def train_fid(
         network, partial(collate, data), settings, config, teacher=teacher, rule=rule,
         recompute=recompute,
     )  # fmt: skip
-    look = partial(evaluate_dev, network, tokenizer, config, dev, data_settings)
+    look = partial(evaluate_dev, network, tokenizer, config, dev, data_settings, dev_states)
     if rule is not None:
         look = partial(evaluate_rule, loss, text, config, dev, data_settings)
     return run_stage(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from btr.readers.t5_text import FidText
 from btr.train.batches import length_batches
 from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
 from btr.train.span_examples import pad
-from btr.train.stored import Rows, pad_rows
+from btr.train.stored import StoredRows, StoredStates
 
 IGNORED = -100
 """Label of padding, which no loss counts."""
@@ -57,14 +58,14 @@ class FidExample:
 class FidData:
     """Tokenised questions, distinct passages and answers, and the examples that join them.
 
-    Where a reader is adapted, ``rows`` holds the passages' stored states.
+    Where a reader is adapted, ``stored`` holds the passages' stored states.
     """
 
     questions: list[Ids] = field(default_factory=list)
     passages: list[Ids] = field(default_factory=list)
     answers: list[Ids] = field(default_factory=list)
     examples: list[FidExample] = field(default_factory=list)
-    rows: list[Rows] = field(default_factory=list)
+    stored: StoredStates | None = None
 
 
 class FidDataBuilder:
@@ -169,7 +170,7 @@ class FidBatch:
         question_of: ``[U]`` int64, the question that a passage belongs to.
         slots: ``[B, m]`` int64, each question's passages as rows of ``passage_ids``; -1 fills up.
         labels: ``[B, T]`` int64 answer tokens; :data:`IGNORED` fills up.
-        rows: ``[U, P, row bytes]`` uint8 stored states, or None where they are to be made.
+        stored: Stored states of the ``U`` passages, or None where they are to be made.
     """
 
     query_ids: Tensor
@@ -179,12 +180,15 @@ class FidBatch:
     question_of: Tensor
     slots: Tensor
     labels: Tensor
-    rows: Tensor | None = None
+    stored: StoredRows | None = None
 
     def to(self, device: torch.device) -> FidBatch:
         """The same batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: t.to(device) for n, t in values.items() if t is not None})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:
@@ -203,7 +207,7 @@ def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:
         query_ids, query_mask, passage_ids, passage_mask,
         torch.repeat_interleave(torch.arange(len(examples)), counts), slots,
         labels.masked_fill(~answer_mask, IGNORED),
-        pad_rows([data.rows[p] for p in chosen]) if data.rows else None,
+        None if data.stored is None else data.stored.rows(chosen),
     )  # fmt: skip
 
 

@@ -127,7 +127,7 @@ class TrainingPass:
         """What each question's decoder looks at and its mask, passage states, and their signs."""
         bias = self.network.relative_bias()
         query = self._lower(batch.query_ids, batch.query_mask, bias)
-        if batch.rows is not None:
+        if batch.stored is not None:
             bits = self._stored(batch, query.dtype)
             state = bits.residual
         else:
@@ -161,11 +161,11 @@ class TrainingPass:
 
     def _stored(self, batch: FidBatch, dtype: torch.dtype) -> Bits:
         """Passages' stored states, as the reader restores them."""
-        assert batch.rows is not None  # noqa: S101 -- for the type checker
+        assert batch.stored is not None  # noqa: S101 -- for the type checker
         mask, width = batch.passage_mask, int(self.network.model.config.d_model)
         restored = from_rows(
-            batch.rows[mask].cpu().numpy(), width, self.network.binarizer, self.scale, dtype,
-            mask.device,
+            batch.stored.rows, width, self.network.binarizer, self.scale, dtype, mask.device,
+            batch.stored.guesses,
         )  # fmt: skip
 
         def padded(packed: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from btr.data.passages import Passage
 from btr.readers.bert_text import tokenize_passage, tokenize_query
 from btr.train.batches import length_batches
 from btr.train.sources import find_answers
-from btr.train.stored import Rows, pad_rows
+from btr.train.stored import StoredRows, StoredStates
 
 MAX_TARGETS = 8
 """Places of an answer in one passage that count as targets; further ones are rare and dropped."""
@@ -43,14 +44,14 @@ class SpanData:
     """Tokenised questions and passages with the examples that pair them.
 
     ``negatives`` names for each question the passages that do not answer it. Where a reader is
-    adapted, ``rows`` holds the passages' stored states.
+    adapted, ``stored`` holds the passages' stored states.
     """
 
     questions: list[np.ndarray] = field(default_factory=list)
     passages: list[np.ndarray] = field(default_factory=list)
     examples: list[SpanExample] = field(default_factory=list)
     negatives: dict[int, list[int]] = field(default_factory=dict)
-    rows: list[Rows] = field(default_factory=list)
+    stored: StoredStates | None = None
 
 
 class SpanDataBuilder:
@@ -111,8 +112,8 @@ class SpanBatch:
     ``query_ids`` ``[B, Q]`` and ``passage_ids`` ``[U, P]`` int64 with bool masks; ``passage_of``
     ``[B]`` maps a question to its passage; ``spans`` ``[B, M, 2]`` are the targets' first and last
     positions, 0 being "not answered here" and ``1 + i`` the passage's token ``i``; -1 fills up;
-    ``labels`` ``[B]`` int64 are the right classes, -1 outside of such a task; ``rows``
-    ``[U, P, row bytes]`` uint8 are stored states, or None where they are to be made.
+    ``labels`` ``[B]`` int64 are the right classes, -1 outside of such a task; ``stored`` are
+    stored states of the ``U`` passages, or None where they are to be made.
     """
 
     query_ids: Tensor
@@ -122,12 +123,15 @@ class SpanBatch:
     passage_of: Tensor
     spans: Tensor
     labels: Tensor
-    rows: Tensor | None = None
+    stored: StoredRows | None = None
 
     def to(self, device: torch.device) -> SpanBatch:
         """The same batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: t.to(device) for n, t in values.items() if t is not None})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -151,10 +155,10 @@ def collate(data: SpanData, examples: Sequence[SpanExample]) -> SpanBatch:
         places = [(1 + first, 1 + last) for first, last in example.spans] or [(0, 0)]
         spans[i, : len(places)] = torch.tensor(places)
     passage_of = torch.tensor([row[e.passage] for e in examples])
-    rows = pad_rows([data.rows[number] for number in distinct]) if data.rows else None
+    stored = None if data.stored is None else data.stored.rows(distinct)
     labels = torch.tensor([e.label for e in examples])
     return SpanBatch(
-        query_ids, query_mask, passage_ids, passage_mask, passage_of, spans, labels, rows
+        query_ids, query_mask, passage_ids, passage_mask, passage_of, spans, labels, stored
     )
 
 

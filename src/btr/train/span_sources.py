@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
 from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample
@@ -48,9 +49,10 @@ class DevQuestion:
 
 @dataclass
 class DevSet:
-    """Held-out questions by file, over their own data."""
+    """Held-out questions by file, over their own data and passages."""
 
     data: SpanData
+    passages: list[Passage]
     questions: dict[str, list[DevQuestion]] = field(default_factory=dict)
 
 
@@ -70,7 +72,7 @@ def load_span_data(
     """
     train = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
     looked_at = SpanDataBuilder(tokenizer, query_budget, settings.passage_budget)
-    dev = DevSet(looked_at.data)
+    dev = DevSet(looked_at.data, looked_at.passages)
     chooser = random.Random(settings.seed)  # noqa: S311 -- a sample, not a secret
     siblings: dict[tuple[str, str], set[int]] = {}
     gold: list[tuple[int, tuple[str, str], int]] = []
