@@ -14,20 +14,18 @@ mkdir -p "$runs"
 cloze=$runs/cloze.jsonl.gz
 [ -f "$cloze" ] || python -m btr.train.cloze "$corpus" "$cloze" --exclude "$@"
 
-# Weights and states of MiniLM, then T5's own pretraining.
-python -m btr.train.warm_start "$corpus" -o "$runs/t5-warm" --epochs 1
-btr pretrain "$corpus" -o "$runs/t5-pretrained" --from "$runs/t5-warm/plain" --mode plain --epochs 1 \
-    --passage-budget 160 --lr 1e-3
-
+# Weights and states of MiniLM, a third of the corpus; then questions with a word left out of the passage's own sentences.
+python -m btr.train.warm_start "$corpus" -o "$runs/t5-warm" --steps 1000
 budgets=(--query-budget 48 --passage-budget 208 --answer-budget 24)
-btr train --stage reader -o "$runs/t5-cloze" --from "$runs/t5-pretrained/plain" --data "$cloze" --epochs 1 \
-    --lr 5e-4 --passages 2 "${budgets[@]}"
+btr train --stage reader -o "$runs/t5-cloze" --from "$runs/t5-warm/plain" --data "$cloze" --epochs 1 --lr 5e-4 \
+    --passages 1 "${budgets[@]}"
 
 step() {
-    btr train -o "$runs/t5-mini" --lr 3e-4 --score-on squad --score-on nq_bm25 --passages 4 --distractors 2 \
+    btr train -o "$runs/t5-mini" --lr 3e-4 --score-on squad --score-on nq_bm25 --passages 2 --distractors 1 \
         --data "$data/squad.jsonl.gz" --data "$data/qamr.jsonl.gz=0.45" --data "$data/nq_bm25.jsonl.gz" \
-        --data "$data/triviaqa_bm25.jsonl.gz" --data "$data/webquestions_bm25.jsonl.gz" "$@"
+        --data "$data/triviaqa_bm25.jsonl.gz" --data "$data/webquestions_bm25.jsonl.gz" \
+        --data "$data/fever.jsonl.gz=0.5" "$@"
 }
-step --stage reader --from "$runs/t5-cloze/plain" --epochs 4 "${budgets[@]}"
-step --stage decompose --layout 3+3 --epochs 3 --answer-weight 1 --state-weight 0.2
-step --stage binarize --epochs 2 --answer-weight 1 --state-weight 0 --recovery-weight 0.1
+step --stage reader --from "$runs/t5-cloze/plain" --epochs 3 "${budgets[@]}"
+step --stage decompose --layout 3+3 --epochs 2 --answer-weight 1 --state-weight 0.2
+step --stage binarize --epochs 1 --answer-weight 1 --state-weight 0 --recovery-weight 0.1
