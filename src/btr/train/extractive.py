@@ -44,7 +44,7 @@ from btr.train.stage import (
     begin_stage,
     run_stage,
 )
-from btr.train.stored import StoredRows, StoredStates
+from btr.train.stored import WHOLE, StoredRows, StoredStates
 
 DEV_QUESTIONS = 800
 """Most dev questions of a file: F1 within 1.7 points, in ten seconds."""
@@ -343,7 +343,7 @@ def train_extractive(
     elif stage == "adapt":
         network = _of_mode(folder, "btr", stage)
         reader = BertReader(network, tokenizer, found, folder.name)
-        data.stored = StoredStates(reader, builder.passages, store)
+        data.stored = StoredStates(reader, builder.passages, store, whole=WHOLE)
         dev.data.stored = StoredStates(reader, dev.passages, store)
     elif found.mode == "btr":
         # Step 3 goes on from what it made.

@@ -52,7 +52,7 @@ from btr.train.stage import (
     begin_stage,
     run_stage,
 )
-from btr.train.stored import StoredStates
+from btr.train.stored import WHOLE, StoredStates
 
 DEV_QUESTIONS = 200
 """Most dev questions of a file that are answered at every look."""
@@ -275,7 +275,7 @@ def train_fid(
     if stage == "adapt":
         freeze_stored(network)
         reader = T5Reader(network.eval(), tokenizer, config, str(places.start))
-        data.stored = StoredStates(reader, builder.passages, store)
+        data.stored = StoredStates(reader, builder.passages, store, whole=WHOLE)
         looked_at = [p for name in dev for q in dev[name] for p in q.contexts]
         dev_states = StoredStates(reader, looked_at, store)
     if accelerator.is_main_process:

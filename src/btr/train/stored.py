@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from btr.compressing import Recompression
@@ -20,6 +21,10 @@ from btr.store.shard import StateRecord
 
 AT_ONCE = 1024
 """Passages given to a reader at a time."""
+
+WHOLE = 1 / 3
+"""Share of training batches whose states are not compressed, as those of passages that are added
+to a compressed store."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,14 +50,25 @@ class StoredStates:
         reader: The reader that is adapted.
         passages: With the ids that they have in the store.
         store: A store that the reader can be asked with; None for states that are not compressed.
+        whole: Share of the calls of :meth:`rows` that are answered with uncompressed states where
+            those are known, by torch's random numbers.
 
     Raises:
         IncompatibleError: The store is another reader's.
         CorruptError: It is damaged.
     """
 
-    def __init__(self, reader: Reader, passages: Sequence[Passage], store: Path | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        passages: Sequence[Passage],
+        store: Path | None,
+        *,
+        whole: float = 0.0,
+    ) -> None:
+        self.whole = whole
         self._numbers = {_key(passage): i for i, passage in enumerate(passages)}
+        self._uncompressed: dict[int, PassageState] = {}
         self._states: dict[int, PassageState | StateRecord] = {}
         self._recompression: Recompression | None = None
         if store is not None:
@@ -85,6 +101,8 @@ class StoredStates:
         if self._recompression is not None:
             ids = [np.asarray(row, np.int64) for row in reader.token_ids(passages)]
             made = self._recompression.encode(states, ids)
+            if self.whole:
+                self._uncompressed |= zip(numbers, states, strict=True)
         self._states |= zip(numbers, made, strict=True)
 
     def states(self, numbers: Sequence[int]) -> list[PassageState]:
@@ -99,8 +117,10 @@ class StoredStates:
         return self.states([self._numbers[_key(passage)] for passage in passages])
 
     def rows(self, numbers: Sequence[int]) -> StoredRows:
-        """The same, joined."""
+        """The same for training, joined."""
         states = self.states(numbers)
+        if self._uncompressed and float(torch.rand(())) < self.whole:
+            states = [self._uncompressed.get(i, s) for i, s in zip(numbers, states, strict=True)]
         return StoredRows(np.concatenate([state.rows for state in states]), joined_guesses(states))
 
 
