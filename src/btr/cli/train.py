@@ -54,8 +54,8 @@ def train(
     layout: LayoutOption = "",
     store: Annotated[
         Path | None,
-        typer.Option("--store", help="A store of the reader that is adapted, which has states of "
-                     "passages in the data."),
+        typer.Option("--store", help="A store of the reader that is adapted: it learns to read "
+                     "states as they are kept there."),
     ] = None,
     dev: Annotated[
         list[Path] | None,
