@@ -198,6 +198,14 @@ def test_html_gives_main_text_title_and_sections() -> None:
     assert all(document.text[p.start : p.start + len(p.text)] == p.text for p in passages)
 
 
+def test_links_to_headings_are_no_part_of_them() -> None:
+    sign = '<a class="headerlink" href="#first" title="Link to this heading">¶</a>'
+    data = page("The Page", f"<h2>The{sign} first</h2><p>{paragraph('alpha')}</p>")
+    document = extract_html(data, "stem")
+    assert titles(passages_of(document)) == ["The Page: The first"]
+    assert "¶" not in document.text
+
+
 @pytest.mark.parametrize("data", [b"", b"\x00\xff", b"<html></html>"])
 def test_html_without_text_is_rejected(data: bytes) -> None:
     with pytest.raises(RecordError):

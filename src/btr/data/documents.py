@@ -26,6 +26,8 @@ _MAX_TITLE = 200
 _FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)")
 _LINE_END = re.compile(r"\r\n?|\n")
 _LINE = re.compile(r"[^\n]+")
+# A sign such as a pilcrow behind a heading, by which Sphinx and MkDocs let one link to it.
+_LINKS_TO_HEADINGS = "//a[contains(concat(' ', @class, ' '), ' headerlink ')]"
 _LEFTOVER_TITLE = re.compile(
     r"(?i)\A(microsoft word|untitled)\b|\.(docx?|tex|dvi|indd|odt|pages)\Z"
 )
@@ -150,7 +152,9 @@ def extract_html(data: bytes, stem: str) -> Document:
     """
     import trafilatura
 
-    found = trafilatura.bare_extraction(data, with_metadata=True, include_comments=False)
+    found = trafilatura.bare_extraction(
+        data, with_metadata=True, include_comments=False, prune_xpath=_LINKS_TO_HEADINGS
+    )
     if found is None or isinstance(found, dict) or not (found.text or "").strip():
         raise RecordError("no text found in the page")
     text = clean_extracted(found.text or "")
