@@ -29,7 +29,8 @@ from btr.occurrences import OccurrenceFiles
 from btr.readers.base import Reader
 from btr.stop_words import shared_ids
 from btr.store.building import Building, changing
-from btr.store.coding import MOST_TOKENS, Coder, CodingTables, write_coding
+from btr.store.coding import MOST_TOKENS, Coder
+from btr.store.coding_tables import CodingTables, write_coding
 from btr.store.entropy import (
     CLASSES,
     DRIFTS,

@@ -16,7 +16,8 @@ import stub_store as stub
 
 from btr.errors import CorruptError
 from btr.store import PassageState
-from btr.store.coding import CODING, Coder, CodingTables, load_coding, write_coding
+from btr.store.coding import Coder
+from btr.store.coding_tables import CODING, CodingTables, load_coding, write_coding
 from btr.store.entropy import CLASSES, DRIFTS, SCALE, BitModel
 from btr.store.neighbours import NeighbourModel
 from btr.store.shard import StateRecord, decode_state, section_seed

@@ -26,6 +26,7 @@ DRIFTS = 16
 SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 _LOGIT_STEP = 0.45
+_TABLE_BYTES = 2 * CLASSES * DRIFTS
 _LOW = 1 << 16  # of a coder's state, which is renormalised by 16 bits
 _STREAMS = 2  # states in turn: the processor works on one while it waits for the other
 
@@ -45,6 +46,30 @@ class BitModel:
     owner: NDArray[np.int64]
     classes: Bytes
     table: NDArray[np.uint16]
+
+    def to_bytes(self) -> bytes:
+        """Which ranks have classes of their own, the classes in half bytes, the probabilities."""
+        halves = self.classes[:, ::2] << 4 | self.classes[:, 1::2]
+        return b"".join(
+            (np.packbits(self.owner > 0).tobytes(), halves.tobytes(),
+             self.table.astype("<u2").tobytes())
+        )  # fmt: skip
+
+    @staticmethod
+    def sizeof(ranks: int, classed: int, dim: int) -> int:
+        """How long :meth:`to_bytes`' result is."""
+        return -(-ranks // 8) + classed * dim // 2 + _TABLE_BYTES
+
+    @classmethod
+    def from_bytes(cls, data: bytes, ranks: int, classed: int, dim: int) -> BitModel:
+        """The inverse of :meth:`to_bytes`."""
+        flags = -(-ranks // 8)
+        owns = np.unpackbits(np.frombuffer(data[:flags], np.uint8), count=ranks).astype(np.int64)
+        halves = np.frombuffer(data[flags:-_TABLE_BYTES], np.uint8).reshape(classed, dim // 2)
+        classes = np.stack((halves >> 4, halves & 15), axis=2).reshape(classed, dim)
+        chances = np.frombuffer(data[-_TABLE_BYTES:], "<u2").astype(np.uint16)
+        # A chance of 0 or 1 would end the decoder: only damage that the checksum knows of has one.
+        return cls(owns * np.cumsum(owns), classes, np.clip(chances, 1, SCALE - 1))
 
     def encode(self, rows: Bytes, ranks: NDArray[np.int64]) -> Bytes:
         """Code the vectors of a passage's tokens.

@@ -106,7 +106,7 @@ class NeighbourModel:
     left: NDArray[np.int8]
     right: NDArray[np.int8]
 
-    def encode(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """Which ranks have a base, bases, steps, gains, left factors, right factors."""
         return b"".join(
             (np.packbits(self.owner >= 0).tobytes(), self.base.tobytes(), self.steps.tobytes(),
@@ -114,13 +114,13 @@ class NeighbourModel:
         )  # fmt: skip
 
     @staticmethod
-    def encoded_bytes(ranks: int, bases: int, dim: int) -> int:
-        """How long :meth:`encode`'s result is."""
+    def sizeof(ranks: int, bases: int, dim: int) -> int:
+        """How long :meth:`to_bytes`' result is."""
         return sum(_part_bytes(ranks, bases, dim))
 
     @classmethod
-    def decode(cls, data: bytes, ranks: int, bases: int, dim: int) -> NeighbourModel:
-        """The inverse of :meth:`encode`."""
+    def from_bytes(cls, data: bytes, ranks: int, bases: int, dim: int) -> NeighbourModel:
+        """The inverse of :meth:`to_bytes`."""
         ends = accumulate((0, *_part_bytes(ranks, bases, dim)))
         flags, base, steps, gains, left, right = (data[a:z] for a, z in pairwise(ends))
         based = np.unpackbits(np.frombuffer(flags, np.uint8), count=ranks).view(np.bool_)

@@ -20,7 +20,8 @@ import numpy as np
 from btr import files
 from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
-from btr.store.coding import CodingTables, load_coder, undecodable
+from btr.store.coding import load_coder, undecodable
+from btr.store.coding_tables import CodingTables
 from btr.store.format import Manifest, PassageState, mapping_difference
 from btr.store.generations import Lease
 from btr.store.ids import IdTable
