@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from btr.errors import CorruptError, IncompatibleError, UsageError
 from btr.store import names
 from btr.store.sealed import seal, unseal
+from btr.store.values import integer, integers, items, refuse, scalar, scalars, text
 
 FORMAT = "btr-store"
 VERSION = 1
@@ -29,13 +29,11 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_FILE_BYTES = 1 << 50
 MAX_PASSAGES = 1 << 40
 MAX_SHARDS = MAX_GENERATION = 10**8  # the digits of their names
-MAX_TEXT = 4096  # characters of a text in the manifest
 PARTS = ("passages", "states", "tables", "vectors")
 BITS_PER_DIM = {"bits": 1, "bits+rms16": 1, "bits+rms8": 1, "fp16": 16}
 SCALE_BYTES = {"bits": 0, "bits+rms16": 2, "bits+rms8": 1, "fp16": 0}
 """What a row of each kind is made of: its dimensions, then the token's scale."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _IN_SHARDS = names.SHARDS + "/"
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -107,19 +105,19 @@ class StoreSpec:
             raise IncompatibleError("unknown kind of states", where="kind",
                                     expected=" or ".join(BITS_PER_DIM),
                                     found=repr(self.kind)[:80])  # fmt: skip
-        _integer(self.dim, "dim", 1, 65_536)
+        integer(self.dim, "dim", 1, 65_536)
         if self.dim * BITS_PER_DIM[self.kind] % 8:
-            _refuse("dim", "a multiple of 8 for bits", self.dim)
-        _integer(self.split_layer, "split_layer", 0, 1_000)
-        _integer(self.dense_dim, "dense_dim", 0, 8_192)
-        _integer(self.passages_per_shard, "passages_per_shard", 1, 65_536)
+            refuse("dim", "a multiple of 8 for bits", self.dim)
+        integer(self.split_layer, "split_layer", 0, 1_000)
+        integer(self.dense_dim, "dense_dim", 0, 8_192)
+        integer(self.passages_per_shard, "passages_per_shard", 1, 65_536)
         if self.passages_per_shard * self.dense_dim > 1 << 28:
-            _refuse("dense_dim", "at most 2^28 / passages_per_shard", self.dense_dim)
-        _text(self.sources_digest, "sources_digest")
-        for name, value in _items(self.fingerprint, "fingerprint", 64):
-            _text(value, f"fingerprint.{name}")
-        for name, value in _items(self.settings, "settings", 256):
-            _scalar(value, f"settings.{name}")
+            refuse("dense_dim", "at most 2^28 / passages_per_shard", self.dense_dim)
+        text(self.sources_digest, "sources_digest")
+        for name, value in items(self.fingerprint, "fingerprint", 64):
+            text(value, f"fingerprint.{name}")
+        for name, value in items(self.settings, "settings", 256):
+            scalar(value, f"settings.{name}")
 
     @property
     def row_bytes(self) -> int:
@@ -277,41 +275,41 @@ class Manifest:
     @classmethod
     def _from(cls, values: Mapping[str, Any]) -> Manifest:
         if values["format"] != FORMAT:
-            _refuse("format", FORMAT, values["format"])
+            refuse("format", FORMAT, values["format"])
         others = [_file_entry(entry) for entry in values["files"]]
         shards, shard_files = _shard_entries(values["shards"])
         manifest = cls(
             StoreSpec(**values["spec"]),
-            _integer(values["generation"], "generation", 0, MAX_GENERATION),
+            integer(values["generation"], "generation", 0, MAX_GENERATION),
             tuple(shards),
-            _integer(values["tokens"], "tokens", 0, 1 << 56),
-            _integer(values["truncated"], "truncated", 0, MAX_PASSAGES),
-            _integer(values["removed"], "removed", 0, MAX_PASSAGES),
-            _integers(values["parts"], "parts", 4),
+            integer(values["tokens"], "tokens", 0, 1 << 56),
+            integer(values["truncated"], "truncated", 0, MAX_PASSAGES),
+            integer(values["removed"], "removed", 0, MAX_PASSAGES),
+            integers(values["parts"], "parts", 4),
             check_counts(values["counts"]),
-            _scalars(values["compression"], "compression", 64),
+            scalars(values["compression"], "compression", 64),
             tuple(sorted(others + shard_files)),
         )
         found = [entry.name for entry in others]
         if found != sorted(found) or len({name.lower() for name in found}) != len(found):
-            _refuse("files", "sorted names, each once", "others")
+            refuse("files", "sorted names, each once", "others")
         if any(name.startswith(_IN_SHARDS) for name in found):
-            _refuse("files", "all files but the shards", "a shard")
+            refuse("files", "all files but the shards", "a shard")
         size = manifest.spec.passages_per_shard
         if max((shard.passages for shard in shards), default=0) > size:
-            _refuse("shards", f"1 to {size} passages", "more")
+            refuse("shards", f"1 to {size} passages", "more")
         if not manifest.id_tables:
-            _refuse("files", names.IDS, "none")
+            refuse("files", names.IDS, "none")
         removed = names.removed_name(manifest.generation)
         kept = [name for name in found if name.startswith("removed")]
         if kept != ([removed] if manifest.removed else []):
-            _refuse("files", f"{removed} where passages are removed", str(kept))
+            refuse("files", f"{removed} where passages are removed", str(kept))
         if not manifest.passages > 0:
-            _refuse("removed", "fewer than all passages", manifest.removed)
+            refuse("removed", "fewer than all passages", manifest.removed)
         if set(manifest.parts) != set(PARTS) or sum(manifest.parts.values()) != sum(
             entry.bytes for entry in shard_files
         ):
-            _refuse("parts", "the bytes of all shards", str(dict(manifest.parts)))
+            refuse("parts", "the bytes of all shards", str(dict(manifest.parts)))
         return manifest
 
 
@@ -353,8 +351,8 @@ class BuildPlan:
         """Check and read ``build.json``; raises as :meth:`Manifest.decode`."""
 
         def build(values: Mapping[str, Any]) -> BuildPlan:
-            generation = _integer(values["generation"], "generation", 0, MAX_GENERATION)
-            first = _integer(values["first"], "first", 0, MAX_PASSAGES)
+            generation = integer(values["generation"], "generation", 0, MAX_GENERATION)
+            first = integer(values["first"], "first", 0, MAX_PASSAGES)
             return cls(StoreSpec(**values["spec"]), generation, first)
 
         return _decoded(build, cls.encode, data, path)
@@ -370,10 +368,10 @@ def decode_commit(data: bytes, path: Path) -> ShardCommit:
 
     def commit(values: Mapping[str, Any]) -> ShardCommit:
         for name in ("shard", "passages", "tokens", "truncated", "bytes"):
-            _integer(values[name], name, 0, MAX_FILE_BYTES)
+            integer(values[name], name, 0, MAX_FILE_BYTES)
         for name in ("store", "sha256"):
-            _text(values[name], name)
-        _integers(values["parts"], "parts", 4)
+            text(values[name], name)
+        integers(values["parts"], "parts", 4)
         return ShardCommit(**{f.name: values[f.name] for f in fields(ShardCommit)})
 
     return _decoded(commit, encode_commit, data, path)
@@ -436,64 +434,9 @@ def _decoded(
     return value
 
 
-def _refuse(name: str, expected: str, found: object) -> NoReturn:
-    raise UsageError("value out of range", where=name, expected=expected, found=str(found)[:80])
-
-
-def _integer(value: Any, name: str, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        _refuse(name, f"an integer from {low} to {high}", value)
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT or not _is_utf8(value):
-        _refuse(name, f"text of at most {MAX_TEXT} characters", repr(value))
-    return value
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _scalar(value: Any, name: str) -> None:
-    if isinstance(value, str):
-        _text(value, name)
-    elif type(value) is int:
-        _integer(value, name, -(1 << 63), (1 << 63) - 1)
-    elif not (
-        value is None or isinstance(value, bool) or (type(value) is float and math.isfinite(value))
-    ):
-        _refuse(name, "text, a finite number, true, false or null", repr(value))
-
-
-def _items(value: Any, name: str, most: int) -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping) or len(value) > most:
-        _refuse(name, f"at most {most} values by name", repr(value))
-    for key in value:
-        if not isinstance(key, str) or not _NAME.fullmatch(key):
-            _refuse(name, "names of 1 to 64 of A-Z a-z 0-9 _ . -", repr(key))
-    return list(value.items())
-
-
-def _integers(value: Any, name: str, most: int) -> dict[str, int]:
-    return {k: _integer(v, f"{name}.{k}", 0, (1 << 63) - 1) for k, v in _items(value, name, most)}
-
-
 def check_counts(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts of a manifest; UsageError unless they are non-negative integers by name."""
-    return _integers(counts, "counts", 256)
-
-
-def _scalars(value: Any, name: str, most: int) -> dict[str, Any]:
-    items = _items(value, name, most)
-    for key, scalar in items:
-        _scalar(scalar, f"{name}.{key}")
-    return dict(items)
+    return integers(counts, "counts", 256)
 
 
 def _shard_entries(rows: Any) -> tuple[list[ShardEntry], list[FileEntry]]:
@@ -505,11 +448,11 @@ def _shard_entries(rows: Any) -> tuple[list[ShardEntry], list[FileEntry]]:
         ("bytes", sizes, 0, MAX_FILE_BYTES),
     ):
         if not all(type(value) is int and low <= value <= high for value in column):
-            _refuse(f"shards.{name}", f"integers from {low} to {high}", "others")
+            refuse(f"shards.{name}", f"integers from {low} to {high}", "others")
     if not all(a < b for a, b in pairwise(numbers)):
-        _refuse("shards.number", "ascending numbers", "others")
+        refuse("shards.number", "ascending numbers", "others")
     if not all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests):
-        _refuse("shards.sha256", "digests of 64 hex digits", "others")
+        refuse("shards.sha256", "digests of 64 hex digits", "others")
     files = map(FileEntry, map(names.shard_name, numbers), sizes, digests)
     return list(map(ShardEntry, numbers, passages)), list(files)
 
@@ -517,8 +460,8 @@ def _shard_entries(rows: Any) -> tuple[list[ShardEntry], list[FileEntry]]:
 def _file_entry(value: Any) -> FileEntry:
     entry = FileEntry(*value)
     if not isinstance(entry.name, str) or not names.is_file_name(entry.name):
-        _refuse("files", "names as docs/format.md allows", repr(entry.name))
-    _integer(entry.bytes, entry.name, 0, MAX_FILE_BYTES)
+        refuse("files", "names as docs/format.md allows", repr(entry.name))
+    integer(entry.bytes, entry.name, 0, MAX_FILE_BYTES)
     if not isinstance(entry.sha256, str) or not _HEX_DIGEST.fullmatch(entry.sha256):
-        _refuse(entry.name, "a digest of 64 hex digits", repr(entry.sha256))
+        refuse(entry.name, "a digest of 64 hex digits", repr(entry.sha256))
     return entry
