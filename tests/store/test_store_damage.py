@@ -296,7 +296,7 @@ def hostile_shard(data: bytes, draw: random.Random) -> bytes:
         elif kind in "tT":
             at = starts["tT".index(kind)] + 8 * draw.randrange(n + 1)
             near = struct.unpack_from("<Q", changed, at)[0] + draw.randint(-40, 40)
-            value = draw.choice([*LARGE, max(0, near)])
+            value = draw.choice([*LARGE, min(max(0, near), LARGE[-1])])
             struct.pack_into("<Q", changed, at, value)
         elif kind == "r":
             section = draw.choice([3, 4])
