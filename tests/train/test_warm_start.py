@@ -42,6 +42,14 @@ def test_matrices_are_the_berts(bert):
     assert all(any(torch.equal(row, other) for other in all_of_them) for row in kept)
 
 
+def test_a_token_can_stand_out(bert):
+    model = t5_from_bert(bert, decoder_layers=2, inner=16, end_token=3).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids, decoder_input_ids=ids).logits
+    assert 0.5 < float(logits.std(-1).mean()) < 2
+
+
 def test_the_teachers_states_are_those_of_the_text_alone(bert):
     ids = torch.tensor([[7, 8, 9, 10], [11, 12, 0, 0]])
     mask = ids > 0

@@ -75,8 +75,11 @@ def t5_from_bert(
             norm = _copy_layer(block, layer, norm)
         model.encoder.final_layer_norm.weight.copy_(norm)
         for block, layer in zip(decoder, layers[-decoder_layers:], strict=True):
-            norm = _copy_layer(block, layer, layer.attention.output.LayerNorm.weight)
-        model.decoder.final_layer_norm.weight.copy_(norm)
+            _copy_layer(block, layer, layer.attention.output.LayerNorm.weight)
+        # Logits are a state times the embeddings over the root of their width: with a BERT's, which
+        # are short, none would stand out. This gives them the spread that a T5's begin with.
+        length = float(model.shared.weight.norm(dim=1).mean())
+        model.decoder.final_layer_norm.weight.fill_(math.sqrt(shape.hidden_size) / length)
     return model
 
 
