@@ -26,7 +26,6 @@ from btr.train.fid_examples import (
     FidDataSettings,
     FidExample,
     add_distractors,
-    answer_places,
     collate,
     epoch_batches,
 )
@@ -254,51 +253,6 @@ def test_stored_states_train_like_those_made_on_the_way(t5_tok):
         )
         stored = run(collate(data, data.examples)).logits
     torch.testing.assert_close(made, stored, rtol=0.01, atol=0.05)
-
-
-def test_places_of_an_answer_are_found_in_what_the_decoder_looks_at():
-    passages = [np.array([7, 8, 9, 8, 9]), np.array([9]), np.array([8, 9, 1])]
-    assert answer_places(passages, np.array([8, 9])) == [(0, 1), (0, 3), (2, 0)]
-    assert answer_places(passages, np.array([3])) == answer_places(passages, np.array([])) == []
-    data = FidData(
-        questions=[np.arange(4), np.arange(2)],
-        passages=[np.array([5, 6, 7]), np.array([5, 6, 8, 9, 10])],
-        # A prompt of one token, and the token that ends them.
-        answers=[np.array([30, 6, 7, 1]), np.array([30, 20, 1])],
-        prompt=1,
-    )
-    data.examples = [FidExample(0, (1, 0), (0,)), FidExample(1, (0,), (1,))]
-    batch = collate(data, data.examples)
-    # Passages are padded to 5 tokens and stand behind a question padded to 4: the second one's
-    # tokens 1 and 2 are 9 + 4 + 1 and the next.
-    assert batch.spans[0, 0].tolist() == [14, 15]
-    assert (batch.spans[0, 1:] == -1).all()
-    assert (batch.spans[1] == -1).all()
-
-
-def test_a_head_learns_to_point_at_answers(t5_tok):
-    torch.manual_seed(0)
-    network = SplitT5(tiny_t5(t5_tok), 0)
-    data = some_data()
-    for n, example in enumerate(data.examples):
-        # Of the first two questions the answer stands in the first passage.
-        if n < 2:
-            ids = data.passages[example.passages[0]]
-            data.answers[example.answers[0]] = np.array([*ids[1:3], 1], np.int32)
-    settings = StageSettings("reader", LoopSettings(1, 1e-2), 100, dropout=0.0, span_weight=0.5)
-    loss = FidLoss(network, partial(collate, data), settings, CONFIG)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
-    before = after = 0.0
-    for step in range(20):
-        parts = loss(data.examples)
-        assert parts.keys() == {"task", "span"}
-        after = parts["span"].item()
-        before = before if step else after
-        optimizer.zero_grad()
-        sum(parts.values()).backward()
-        optimizer.step()
-    assert after < before / 2
-    assert loss(data.examples[2:])["span"].item() == 0, "nothing to point at"
 
 
 def test_training_learns(tmp_path, base):

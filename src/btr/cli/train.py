@@ -134,10 +134,6 @@ def train(
     recovery_weight: Annotated[
         float, typer.Option("--recovery-weight", min=0, help="Of the recovery loss; 0: off.")
     ] = 0.1,
-    span_weight: Annotated[
-        float, typer.Option("--span-weight", min=0, help="Of pointing at the answer in the "
-                            "passages, generative readers; 0: off.")
-    ] = 0.0,
     rule: Annotated[
         Literal["calibrated", "raw", "norm", "tanh"],
         typer.Option("--rule", help="How states become bits, step binarize; all but the first are "
@@ -216,7 +212,6 @@ def train(
         distil_share=distil_share,
         answer_weight=answer_weight,
         recovery_weight=recovery_weight if stage == "binarize" else 0.0,
-        span_weight=span_weight,
         dropout=dropout,
         precision=precision,
         rule=rule,

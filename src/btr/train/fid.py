@@ -90,7 +90,6 @@ class FidLoss(StageLoss):
             network, config.query_budget, scale=config.scale, rule=rule, recompute=recompute
         )
         self.teach = TrainingPass(teacher, config.query_budget) if teacher is not None else None
-        self.pointer = nn.Linear(network.model.config.d_model, 2) if settings.span_weight else None
 
     def at(self, progress: float) -> None:
         """Tell an annealed rule how far training is."""
@@ -121,14 +120,6 @@ class FidLoss(StageLoss):
                     settings.distil_share, relative=True,
                 )  # fmt: skip
                 parts["state"] = distance * settings.state_weight
-        if self.pointer is not None:
-            start, end = self.pointer(made.encoded).float().unbind(-1)
-            there = batch.spans[:, 0, 0] >= 0
-            parts["span"] = settings.span_weight * (
-                losses.span_nll(start[there], end[there], made.seen[there], batch.spans[there])
-                if there.any()
-                else 0 * start.sum()
-            )
         if self.recovery is not None and made.signs is not None:
             # The projection must see the bits alone, so that they are what keeps the information.
             recovered = losses.recovery_loss(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,10 +45,6 @@ class FidDataSettings(DataSettings):
     distractors: int = 0
 
 
-MAX_PLACES = 8
-"""Places of an answer in a question's passages that a head is taught to point at."""
-
-
 @dataclass(frozen=True, slots=True)
 class FidExample:
     """A question, its passages and its right answers, as rows of :class:`FidData`."""
@@ -63,8 +58,7 @@ class FidExample:
 class FidData:
     """Tokenised questions, distinct passages and answers, and the examples that join them.
 
-    Where a reader is adapted, ``stored`` holds the passages' stored states. Answers begin with
-    ``prompt`` tokens that are not theirs, and end with one.
+    Where a reader is adapted, ``stored`` holds the passages' stored states.
     """
 
     questions: list[Ids] = field(default_factory=list)
@@ -72,7 +66,6 @@ class FidData:
     answers: list[Ids] = field(default_factory=list)
     examples: list[FidExample] = field(default_factory=list)
     stored: StoredStates | None = None
-    prompt: int = 0
 
 
 class FidDataBuilder:
@@ -87,7 +80,7 @@ class FidDataBuilder:
     def __init__(self, text: FidText, config: T5ReaderConfig, most_passages: int) -> None:
         self.text, self.config, self.most_passages = text, config, most_passages
         self.prompt = text.literal(config.answer_prompt)
-        self.data = FidData(prompt=len(self.prompt))
+        self.data = FidData()
         self.passages: list[Passage] = []
         self._known: dict[tuple[str, str], int] = {}
 
@@ -177,8 +170,6 @@ class FidBatch:
         question_of: ``[U]`` int64, the question that a passage belongs to.
         slots: ``[B, m]`` int64, each question's passages as rows of ``passage_ids``; -1 fills up.
         labels: ``[B, T]`` int64 answer tokens; :data:`IGNORED` fills up.
-        spans: ``[B, M, 2]`` int64, places where an answer stands, its first and last token among
-            the ``m (Q + P)`` that the decoder looks at; -1 fills up.
         stored: Stored states of the ``U`` passages, or None where they are to be made.
     """
 
@@ -189,7 +180,6 @@ class FidBatch:
     question_of: Tensor
     slots: Tensor
     labels: Tensor
-    spans: Tensor
     stored: StoredRows | None = None
 
     def to(self, device: torch.device) -> FidBatch:
@@ -212,33 +202,13 @@ def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:
     for i, count in enumerate(counts.tolist()):
         slots[i, :count] = torch.arange(first, first + count)
         first += count
-    length = query_ids.shape[1] + passage_ids.shape[1]
-    spans = torch.full((len(examples), MAX_PLACES, 2), -1)
-    for i, example in enumerate(examples):
-        answer = data.answers[example.answers[0]][data.prompt : -1]
-        found = answer_places([data.passages[p] for p in example.passages], answer)
-        for j, (slot, first) in enumerate(found[:MAX_PLACES]):
-            begins = slot * length + query_ids.shape[1] + first
-            spans[i, j] = torch.tensor([begins, begins + len(answer) - 1])
     labels, answer_mask = pad([data.answers[e.answers[0]] for e in examples])
     return FidBatch(
         query_ids, query_mask, passage_ids, passage_mask,
         torch.repeat_interleave(torch.arange(len(examples)), counts), slots,
-        labels.masked_fill(~answer_mask, IGNORED), spans,
+        labels.masked_fill(~answer_mask, IGNORED),
         None if data.stored is None else data.stored.rows(chosen),
     )  # fmt: skip
-
-
-def answer_places(passages: Sequence[Ids], answer: Ids) -> list[tuple[int, int]]:
-    """Where an answer's tokens stand: numbers of passages and of the first tokens in them."""
-    if not len(answer):
-        return []
-    return [
-        (number, int(first))
-        for number, ids in enumerate(passages)
-        if len(ids) >= len(answer)
-        for first in np.flatnonzero((sliding_window_view(ids, len(answer)) == answer).all(1))
-    ]
 
 
 def epoch_batches(

@@ -65,15 +65,11 @@ class FidPass:
         logits: ``[B, T, V]`` float32, of every answer token given the right ones before it.
         state: ``[U, P, d]`` passages after the lower layers, before the binarizer.
         signs: ``[U, P, d]`` of a binarizing one, else None.
-        encoded: ``[B, m (Q + P), d]``, what each question's decoder looks at.
-        seen: ``[B, m (Q + P)]`` bool, which of it is real.
     """
 
     logits: Tensor
     state: Tensor
     signs: Tensor | None
-    encoded: Tensor
-    seen: Tensor
 
 
 class TrainingPass:
@@ -111,7 +107,7 @@ class TrainingPass:
             labels=batch.labels,
             use_cache=False,
         )
-        return FidPass(outputs.logits.float(), state, signs, encoded, seen)
+        return FidPass(outputs.logits.float(), state, signs)
 
     @torch.no_grad()
     def generate(self, batch: FidBatch, longest: int) -> list[list[int]]:

@@ -54,8 +54,6 @@ class StageSettings:
             to most (paper: 0.5).
         answer_weight: Of the KL divergence from the teacher's answer distribution, steps 2 and 3.
         recovery_weight: Of the recovery loss, step 3.
-        span_weight: Of the loss of a head that points at the answer in what a generative reader's
-            decoder looks at, for training only (as in RFiD, Wang et al. 2023, arXiv 2305.17041).
         dropout: Of hidden states.
         precision: Of the network's arithmetic; its masters are float32 either way.
         rule: How states become bits, step 3 (``btr.train.rules``).
@@ -68,7 +66,6 @@ class StageSettings:
     distil_share: float = 0.5
     answer_weight: float = 0.0
     recovery_weight: float = 0.0
-    span_weight: float = 0.0
     dropout: float = 0.1
     precision: Literal["bf16", "fp32"] = "bf16"
     rule: Rule = "calibrated"
