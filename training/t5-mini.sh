@@ -17,7 +17,7 @@ cloze=$runs/cloze.jsonl.gz
 # Weights and states of MiniLM, a third of the corpus; then questions with a word left out of the passage's own sentences.
 python -m btr.train.warm_start "$corpus" -o "$runs/t5-warm" --steps 1000
 budgets=(--query-budget 48 --passage-budget 208 --answer-budget 24)
-btr train --stage reader -o "$runs/t5-cloze" --from "$runs/t5-warm/plain" --data "$cloze" --epochs 1 --lr 5e-4 \
+btr train --stage reader -o "$runs/t5-cloze" --from "$runs/t5-warm/plain" --data "$cloze" --epochs 1 --lr 7e-4 \
     --passages 1 "${budgets[@]}"
 
 step() {
