@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from btr.data.passages import Passage
+    from btr.readers.bert import BertReader
 
 # Before transformers is imported anywhere: a test that would download something must fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,6 +33,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     from tiny_readers import tiny_tokenizer
 
     return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def reader(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
+) -> BertReader:
+    """A tiny ``btr`` reader of two lower layers and two joint ones, for stores to be made with."""
+    from tiny_readers import make_reader
+
+    return make_reader(tmp_path_factory.mktemp("reader") / "btr", tokenizer, "btr", 2)
 
 
 @pytest.fixture(scope="session")

@@ -38,13 +38,6 @@ from tiny_readers import make_reader
 
 
 @pytest.fixture(scope="module")
-def reader(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
-) -> BertReader:
-    return make_reader(tmp_path_factory.mktemp("reader") / "btr", tokenizer, "btr", 2)
-
-
-@pytest.fixture(scope="module")
 def embedder() -> Embedder:
     return Embedder()
 

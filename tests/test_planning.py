@@ -22,13 +22,6 @@ def embedder() -> Embedder:
     return Embedder()
 
 
-@pytest.fixture(scope="module")
-def reader(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
-) -> BertReader:
-    return make_reader(tmp_path_factory.mktemp("reader") / "btr", tokenizer, "btr", 2)
-
-
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     lines = (f'{{"id": "p{i}", "text": "{"the river is long " * (2 + i % 9)}{i}"}}\n'

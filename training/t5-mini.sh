@@ -14,7 +14,7 @@ mkdir -p "$runs"
 cloze=$runs/cloze.jsonl.gz
 [ -f "$cloze" ] || python -m btr.train.cloze "$corpus" "$cloze" --exclude "$@"
 
-# Weights and states of MiniLM, a third of the corpus; then questions with a word left out of the passage's own sentences.
+# Weights and states of MiniLM, over a third of the corpus; then cloze questions.
 python -m btr.train.warm_start "$corpus" -o "$runs/t5-warm" --steps 1000
 budgets=(--query-budget 48 --passage-budget 208 --answer-budget 24)
 btr train --stage reader -o "$runs/t5-cloze" --from "$runs/t5-warm/plain" --data "$cloze" --epochs 1 --lr 7e-4 \

@@ -196,11 +196,6 @@ class _Work:
                 yield states, [np.asarray(row, np.int64) for row in ids]
             self.progress(stage, ordinals.stop, total)
 
-    def _bits(self, states: Sequence[PassageState]) -> Bytes:
-        """The bits of passages' tokens, one after the other, without scales."""
-        rows: Bytes = np.concatenate([state.rows for state in states])
-        return rows[:, : self.bits_bytes]
-
     def _count(self) -> None:
         b = self.bits_bytes
         for states, ids in self.passages("counting"):
@@ -237,7 +232,8 @@ class _Work:
         own = self.tables.ids[~self.tables.shared]
         occurrences = OccurrenceFiles(self.scratch, own, self.counts, self.bits_bytes)
         occurrences.scatter(
-            (np.concatenate(ids), self._bits(states)) for states, ids in self.passages("scattering")
+            (np.concatenate(ids), _bits(states, self.bits_bytes))
+            for states, ids in self.passages("scattering")
         )
         groups = occurrences.merge(
             self.how.ratio, self.codebook, partial(self.progress, "merging"), self.cluster
@@ -270,7 +266,8 @@ class _Work:
         every = max(1, len(self.store) // FITTED)
         for states, ids in self.passages("fitting", every):
             ranks = self.rank[np.concatenate(ids)]
-            fit.add(self._bits(states), ~tables.shared[ranks], [len(row) for row in ids], ranks)
+            bits = _bits(states, self.bits_bytes)
+            fit.add(bits, ~tables.shared[ranks], [len(row) for row in ids], ranks)
         own = tables.ids[based]
         return fit.model(2 * self.positive[own] / self.counts[own, None] - 1)
 
@@ -306,8 +303,8 @@ class _Work:
         gathered = self.occurrences.gather(tokens) if self.occurrences else repeat(None)
         for (states, ids), merged in zip(pieces, gathered, strict=False):
             if merged is None:
-                groups, count = _left_out(self.tables, self.rank, states, ids, self.how.ratio)
-                self.left_out += count
+                groups = _left_out(self.tables, self.rank, states, ids, self.how.ratio)
+                self.left_out += sum(int((group == 0).sum()) for group in groups)
             else:
                 groups = np.split(merged, np.cumsum([len(row) for row in ids])[:-1])
             made = []
@@ -356,10 +353,10 @@ class Recompression:
             states: Of at most 65,535 tokens each.
             ids: ``[t]`` token ids of each.
         """
-        gone, _ = _left_out(self.tables, self._rank, states, ids, self.ratio)
+        groups = _left_out(self.tables, self._rank, states, ids, self.ratio)
         return [
             self._coder.encode(state, row, group)[0]
-            for state, row, group in zip(states, ids, gone, strict=True)
+            for state, row, group in zip(states, ids, groups, strict=True)
         ]
 
     def decode(self, records: Sequence[StateRecord]) -> list[PassageState]:
@@ -373,8 +370,8 @@ def _left_out(
     states: Sequence[PassageState],
     ids: Sequence[Ints],
     ratio: float,
-) -> tuple[list[Ints], int]:
-    """For each state 0 for the tokens to leave out, -1 for all others; and how many are left out.
+) -> list[Ints]:
+    """For each state 0 for the tokens to leave out, -1 for all others.
 
     Args:
         tables: What the left out are worked out with.
@@ -387,10 +384,15 @@ def _left_out(
     ranks = rank_of[np.concatenate(ids)]
     gone = np.zeros(len(ranks), np.bool_)
     if tables.neighbours is not None and ratio:
-        bits = np.concatenate([state.rows for state in states])[:, : tables.bits_bytes]
+        bits = _bits(states, tables.bits_bytes)
         gone = tables.neighbours.guessed_best(bits, ~tables.shared[ranks], lengths, ranks, ratio)
-    groups = gone.astype(np.int64) - 1
-    return np.split(groups, np.cumsum(lengths)[:-1]), int(gone.sum())
+    return np.split(gone.astype(np.int64) - 1, np.cumsum(lengths)[:-1])
+
+
+def _bits(states: Sequence[PassageState], bits_bytes: int) -> Bytes:
+    """The bits of passages' tokens, one after the other, without scales."""
+    rows: Bytes = np.concatenate([state.rows for state in states])
+    return rows[:, :bits_bytes]
 
 
 def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:

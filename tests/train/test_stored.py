@@ -24,13 +24,6 @@ OUTSIDE += [Passage("new", "Birds of the north and of the lake.", "Birds")]
 
 
 @pytest.fixture(scope="module")
-def reader(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
-) -> BertReader:
-    return make_reader(tmp_path_factory.mktemp("reader") / "btr", tokenizer, "btr", 2)
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, reader: BertReader) -> Path:
     folder = tmp_path_factory.mktemp("store")
     lines = (f'{{"id": "{p.id}", "title": "{p.title}", "text": "{p.text}"}}\n' for p in INSIDE)

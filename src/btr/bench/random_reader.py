@@ -21,18 +21,15 @@ from btr.readers.t5_checkpoint import T5ReaderConfig, save_checkpoint
 from btr.readers.t5_network import SplitT5
 
 
-def write_random_reader(
-    folder: Path, shape: str, *, scale: str = "rms16", tokenizer: str = "minilm-encoder"
-) -> None:
+def write_random_reader(folder: Path, shape: str, *, scale: str = "rms16") -> None:
     """Write the checkpoints ``btr`` and ``decomposed`` of a reader, with the paper's cut.
 
     Args:
         folder: Of the reader.
         shape: One of :data:`SHAPES`.
         scale: How a token's scale is stored: "rms16" or "rms8".
-        tokenizer: A packaged model or a folder.
     """
-    cut = load_tokenizer(Path(resolve(tokenizer)))
+    cut = load_tokenizer(Path(resolve("minilm-encoder")))
     cut.eos_token = cut.sep_token
     model = random_t5(SHAPES[shape], torch.bfloat16)
     model.config.eos_token_id = cut.sep_token_id

@@ -267,6 +267,8 @@ def _passing_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
             if not folder.exists():
                 break
             time.sleep(0.01)
+        else:
+            shutil.rmtree(folder)
 
 
 @contextmanager

@@ -22,13 +22,12 @@ from btr.errors import CorruptError
 from btr.store.entropy import BitModel
 from btr.store.format import StoreSpec
 from btr.store.neighbours import NeighbourModel
-from btr.store.shard import crc_matches, section_seed, with_crc
+from btr.store.shard import CRC_BYTES, crc_matches, section_seed, with_crc
 
 MAGIC = b"\x89BTRcode"
 CODING = 9
 """Seed of the tables' CRC; not a section of a shard."""
 HEAD = struct.Struct("<8sI16sIIIIIIIQ")
-_CRC = struct.Struct("<I")
 MOST_IDS = 1 << 24
 
 Bytes = NDArray[np.uint8]
@@ -155,7 +154,7 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
         model = BitModel.sizeof(ranks, classed, spec.dim) if classed else 0
         around = NeighbourModel.sizeof(ranks, beside, spec.dim) if beside else 0
         counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model, around)
-        checked = HEAD.size + sum(counts) + _CRC.size
+        checked = HEAD.size + sum(counts) + CRC_BYTES
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
             raise _damaged(path)
         data = files.read_exact(fd, checked, 0, path)

@@ -9,10 +9,9 @@ import numpy as np
 from btr import files
 from btr.errors import CorruptError
 from btr.store.format import Manifest
-from btr.store.shard import REMOVED, crc_matches, section_seed, with_crc
+from btr.store.shard import CRC_BYTES, REMOVED, crc_matches, section_seed, with_crc
 
 ITEM = np.dtype("<u8")
-CRC_BYTES = 4
 
 
 def write_removed(path: Path, store_id: bytes, generation: int, ordinals: np.ndarray) -> None:

@@ -33,6 +33,7 @@ _SECTION = struct.Struct("<IIQ")
 _STATE = struct.Struct("<IIII")
 _PASSAGE = struct.Struct("<QIIII")
 _CRC = struct.Struct("<I")
+CRC_BYTES = _CRC.size
 _SEED = struct.Struct("<16sII")
 SHORTEST_STATE = _STATE.size + _CRC.size  # no tokens
 SHORTEST_PASSAGE = _PASSAGE.size + 1 + _CRC.size  # an id of one byte and no text

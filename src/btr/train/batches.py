@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 
 JITTER = 6
 """Tokens by which lengths are blurred, so that not every epoch has the same neighbours."""
@@ -41,3 +45,18 @@ def length_batches(
         current = grown
     batches.append(current)
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A dataclass with its tensors on another device; what else it holds stays as it is."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}  # type: ignore[arg-type]
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(batch, **moved)  # type: ignore[type-var]
+
+
+def padded(packed: Tensor, mask: Tensor) -> Tensor:
+    """Packed ``[N, d]`` to ``[U, P, d]``: a row where the ``[U, P]`` mask is True, else zeros."""
+    zeros = packed.new_zeros((*mask.shape, packed.shape[1]))
+    return zeros.masked_scatter(mask[..., None], packed)

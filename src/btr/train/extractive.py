@@ -32,6 +32,7 @@ from btr.readers.checkpoint import quiet_transformers, read_config
 from btr.readers.joint_states import JointStates
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
+from btr.train.batches import padded
 from btr.train.rules import Rule
 from btr.train.sources import Rejects
 from btr.train.span_examples import SpanBatch, SpanData, SpanExample, collate, epoch_batches
@@ -87,8 +88,7 @@ def stored_signs(batch: SpanBatch, stored: StoredRows, dtype: torch.dtype) -> Te
     packed = unpack_signs(torch.from_numpy(stored.rows).to(mask.device), dtype)
     if stored.guesses is not None:
         put_levels(packed, stored.guesses.places, stored.guesses.levels)
-    padded = packed.new_zeros((*mask.shape, packed.shape[1]))
-    return padded.masked_scatter(mask[..., None], packed)
+    return padded(packed, mask)
 
 
 class SpanLoss(StageLoss):

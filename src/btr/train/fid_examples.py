@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from btr.data.passages import Passage
 from btr.data.questions import Question, asked
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
-from btr.train.batches import length_batches
+from btr.train.batches import length_batches, on_device
 from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
 from btr.train.span_examples import pad
 from btr.train.stored import StoredRows, StoredStates
@@ -184,11 +183,7 @@ class FidBatch:
 
     def to(self, device: torch.device) -> FidBatch:
         """The same batch on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return on_device(self, device)
 
 
 def collate(data: FidData, examples: Sequence[FidExample]) -> FidBatch:

@@ -22,6 +22,7 @@ from btr.readers.joint_states import JointStates
 from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_rows import from_rows
+from btr.train.batches import padded
 from btr.train.fid_examples import FidBatch
 from btr.train.rules import Bits, CalibratedRule
 
@@ -167,12 +168,8 @@ class TrainingPass:
             batch.stored.rows, width, self.network.binarizer, self.scale, dtype, mask.device,
             batch.stored.guesses,
         )  # fmt: skip
-
-        def padded(packed: Tensor) -> Tensor:
-            return packed.new_zeros((*mask.shape, width)).masked_scatter(mask[..., None], packed)
-
-        residual = padded(restored.residual)
-        normed = residual if restored.normed is None else padded(restored.normed)
+        residual = padded(restored.residual, mask)
+        normed = residual if restored.normed is None else padded(restored.normed, mask)
         return Bits(normed, residual, None if restored.normed is None else normed)
 
     def _joint(

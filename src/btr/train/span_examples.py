@@ -8,8 +8,7 @@ answer it: its target is the ``[CLS]`` token, "not answered here".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from btr.data.passages import Passage
 from btr.readers.bert_text import tokenize_passage, tokenize_query
-from btr.train.batches import length_batches
+from btr.train.batches import length_batches, on_device
 from btr.train.sources import find_answers
 from btr.train.stored import StoredRows, StoredStates
 
@@ -127,11 +126,7 @@ class SpanBatch:
 
     def to(self, device: torch.device) -> SpanBatch:
         """The same batch on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return on_device(self, device)
 
 
 def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

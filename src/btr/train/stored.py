@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from btr.compressing import Recompression
 from btr.data.passages import Passage
-from btr.errors import InputError
 from btr.readers.base import Reader
 from btr.readers.batches import joined_guesses
 from btr.store.format import Guesses, PassageState
@@ -85,12 +84,8 @@ class StoredStates:
 
     def _find(self, store: TokenStore, passages: Sequence[Passage]) -> None:
         for i, passage in enumerate(passages):
-            try:
-                number = store.ordinal(passage.id)
-            except InputError:
-                continue
-            there = store.passages([number])[0]
-            if _key(there) == _key(passage):
+            number = store.find(passage.id)
+            if number is not None and _key(store.passages([number])[0]) == _key(passage):
                 (state,) = store.held_states([number])
                 if state is not None:
                     self._states[i] = state
