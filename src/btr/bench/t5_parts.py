@@ -22,6 +22,7 @@ from btr.bits import unpack_signs
 from btr.merge import match, merge_count, merge_mean
 from btr.readers.t5_decoder import Cache, Decoder, Memory
 from btr.readers.t5_engine import FidEngine
+from btr.readers.t5_few_rows import PackedLinear
 from btr.readers.t5_generate import greedy
 from btr.readers.t5_layers import cross_attention
 from btr.readers.t5_network import Restored, SplitT5
@@ -69,16 +70,17 @@ class _Part:
 def _decoding(shape: T5Shape, model: T5ForConditionalGeneration) -> list[_Part]:
     """A decode step against reading its weights, in 8 bits, and for eight questions."""
     decoder, int8 = Decoder(model), Decoder(model, int8=True)
-    linears = [model.lm_head]
+    linears: list[Any] = [decoder.head]
     for block in decoder.blocks:
         cross = cross_attention(block).EncDecAttention
         once = {id(cross.k), id(cross.v)}  # used once a question, not in every step
-        linears += [m for m in block.modules() if isinstance(m, nn.Linear) and id(m) not in once]
-    inputs = {m.in_features: torch.randn(1, m.in_features).to(m.weight.dtype) for m in linears}
+        kinds = (nn.Linear, PackedLinear)
+        linears += [m for m in block.modules() if isinstance(m, kinds) and id(m) not in once]
+    inputs = [torch.randn(1, m.in_features).to(model.shared.weight.dtype) for m in linears]
 
     def weights() -> None:
-        for linear in linears:
-            linear(inputs[linear.in_features])
+        for linear, x in zip(linears, inputs, strict=True):
+            linear(x)
 
     def step(chosen: Decoder, memories: list[Memory]) -> Callable[[], Tensor]:
         cache = Cache(chosen, len(memories), 16)

@@ -16,6 +16,7 @@ from btr.errors import UsageError
 from btr.readers.base import Merging
 from btr.readers.batches import Clock, encode_by_length
 from btr.readers.t5_decoder import Decoder, Memory
+from btr.readers.t5_few_rows import has_int8
 from btr.readers.t5_network import NO_MERGING, Restored, SplitT5
 from btr.readers.t5_rows import from_rows, to_rows
 from btr.store.format import Guesses
@@ -42,13 +43,14 @@ class FidEngine:
         """What decodes tokens; the one with 8-bit weights is made when it is first asked for.
 
         Raises:
-            UsageError: The weights are not on a CPU.
+            UsageError: The weights are not on a CPU, or its PyTorch has no such kernels.
         """
         if not int8:
             return self.decoder
         if self._int8 is None:
-            if self.device.type != "cpu":
-                raise UsageError("decoding in 8 bits is for CPUs", found=str(self.device),
+            if self.device.type != "cpu" or not has_int8():
+                raise UsageError("decoding in 8 bits is for x86 CPUs and PyTorch's FBGEMM",
+                                 found=f"{self.device}, torch {torch.__version__}",
                                  todo="leave it off")  # fmt: skip
             self._int8 = Decoder(self.network.model, int8=True)
         return self._int8

@@ -36,9 +36,21 @@ def cross_attention(block: T5Block) -> T5LayerCrossAttention:
     return cast("T5LayerCrossAttention", block.layer[1])
 
 
+_ROWS = 512
+"""Tokens normed together: PyTorch makes eight float32 copies of them, which then stay in the cache.
+
+7,600 tokens of 768, bf16, two AVX-512 cores: 4.4 ms, all together 17.6 (a fresh process's memory
+allocator), 7.0 (one that keeps what was freed).
+"""
+
+
 def rms_norm(norm: T5LayerNorm, hidden: Tensor) -> Tensor:
-    """``norm(hidden)`` in one call, which sums in float32 as the module's own four do."""
-    return functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    """``norm(hidden)`` in fewer calls, which sum in float32 as the module's own four do."""
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    if hidden.device.type == "cpu" and hidden.ndim == 2 and len(hidden) > _ROWS:
+        parts = hidden.split(_ROWS)
+        return torch.cat([functional.rms_norm(x, weight.shape, weight, epsilon) for x in parts])
+    return functional.rms_norm(hidden, weight.shape, weight, epsilon)
 
 
 def encoder_layer(

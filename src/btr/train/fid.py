@@ -25,7 +25,7 @@ from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.joint_states import JointStates
 from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
-from btr.readers.t5_decoder import Decoder
+from btr.readers.t5_decoder import special_token
 from btr.readers.t5_layers import self_attention
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_text import FidText
@@ -264,7 +264,7 @@ def train_fid(
                              found=f"{taught.mode}, {taught.query_budget}, {taught.positions}",
                              todo="give the checkpoint of step 1")  # fmt: skip
         teacher = start_split(teacher, 0, binarized=False)
-    end_token = Decoder(network.model).end_token
+    end_token = special_token(network.model, "eos_token_id")
     text = FidText(tokenizer, config.query_template, config.passage_template, end_token)
     rejects = Rejects()
     # Those that every user has anyway are neither trained nor saved again.

@@ -25,7 +25,7 @@ from btr.data.sources import read_passages
 from btr.errors import InputError, UsageError
 from btr.readers.base import Mode
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
-from btr.readers.t5_decoder import Decoder
+from btr.readers.t5_decoder import special_token
 from btr.readers.t5_network import SplitT5
 from btr.train.batches import length_batches
 from btr.train.corruption import Ids, corrupt
@@ -201,7 +201,8 @@ def pretrain(
     batches, looked_at = (
         WindowBatches(
             windows, seed=settings.loop.seed, query_budget=config.query_budget,
-            sentinels=sentinels_of(tokenizer), end_token=Decoder(network.model).end_token,
+            sentinels=sentinels_of(tokenizer),
+            end_token=special_token(network.model, "eos_token_id"),
         )
         for windows in (train, dev[:DEV_WINDOWS])
     )  # fmt: skip
