@@ -48,7 +48,7 @@ def rms_norm(norm: T5LayerNorm, hidden: Tensor) -> Tensor:
     """``norm(hidden)`` in fewer calls, which sum in float32 as the module's own four do."""
     weight, epsilon = norm.weight, norm.variance_epsilon
     if hidden.device.type == "cpu" and hidden.ndim == 2 and len(hidden) > _ROWS:
-        parts = hidden.split(_ROWS)
+        parts = torch.split(hidden, _ROWS)
         return torch.cat([functional.rms_norm(x, weight.shape, weight, epsilon) for x in parts])
     return functional.rms_norm(hidden, weight.shape, weight, epsilon)
 
