@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from btr.readers.t5_checkpoint import load_network
 from cli_lines import one_line
 from tiny_readers import tiny_model
 from tiny_t5 import t5_tokenizer, tiny_t5
@@ -243,6 +245,21 @@ def test_tensorboard_gets_the_losses(run: Run, tmp_path, questions, bases):
     assert {"task", "dev.score"} <= set(events.Tags()["scalars"])
 
 
+def test_a_decoder_alone_is_trained(run: Run, tmp_path, questions, bases):
+    reader = tmp_path / "mine"
+    code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases["t5"], "--data",
+                       questions, *SHORT, "--decoder-only", "--lr", "0.01")  # fmt: skip
+    assert code == 0, err
+    made = load_network(reader / "plain")[0].model.state_dict()
+    began = load_network(bases["t5"])[0].model.state_dict()
+    changed = {
+        name.split(".")[0]
+        for name, was in began.items()
+        if not torch.allclose(was, made[name], rtol=0, atol=2e-2 * float(was.abs().max()))
+    }
+    assert changed == {"decoder"}
+
+
 def test_presets_are_the_papers(run: Run, tmp_path, questions, bases):
     reader = tmp_path / "mine"
     code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases["t5"],
@@ -271,6 +288,8 @@ def test_bad_input_is_one_line(run: Run, tmp_path, questions, bases):
         (["--stage", "reader", "--data", f"{questions}=7", "-o", reader, *start], 2, "bad share"),
         (["--stage", "reader", "--data", bad, "-o", reader, *start], 3, "bad.jsonl, line 2"),
         (["--stage", "reader", *base, "--from", bases["bert"], "--recompute"], 2, "--recompute"),
+        (["--stage", "reader", *base, "--from", bases["bert"], "--decoder-only"], 2, "--decoder"),
+        (["--stage", "decompose", *base, "--decoder-only"], 2, "--decoder-only is for step reader"),
         (["--stage", "reader", *base, *start, "--positives", "2"], 2, "positives"),
         (["--stage", "reader", *base, *start, "--score-on", "nq"], 2, "score on: nq"),
         (["--stage", "binarize", *base, *start, "--query-budget", "8"], 2, "step binarize"),

@@ -139,6 +139,10 @@ def train(
         typer.Option("--rule", help="How states become bits, step binarize; all but the first are "
                      "for comparison, and of a T5 leave no checkpoint."),
     ] = "calibrated",
+    decoder_only: Annotated[
+        bool, typer.Option("--decoder-only", help="Step reader of a generative reader: leave its "
+                           "embeddings and encoder as they are.")
+    ] = False,
     dropout: DropoutOption = 0.1,
     precision: PrecisionOption = "bf16",
     evaluate_every: EvaluateEveryOption = 0,
@@ -166,6 +170,8 @@ def train(
     from btr.train.sources import labels_of, parse_source
     from btr.train.stage import StageSettings
 
+    if decoder_only and stage != "reader":
+        raise UsageError("--decoder-only is for step reader", todo="leave it out")
     split = parse_layout(layout) if layout else None
     if stage == "reader" or (stage == "adapt" and not plain):
         state_weight = answer_weight = 0.0
@@ -215,6 +221,7 @@ def train(
         dropout=dropout,
         precision=precision,
         rule=rule,
+        decoder_only=decoder_only,
     )  # fmt: skip
     sources = tuple(parse_source(text) for text in data)
     figures = run(

@@ -101,7 +101,7 @@ class TrainingPass:
 
     def __call__(self, batch: FidBatch, record: JointStates | None = None) -> FidPass:
         """Logits of a batch's answers; ``record`` is filled if given."""
-        encoded, seen, state, signs = self._encode(batch, record)
+        encoded, seen, state, signs = self.encode(batch, record)
         outputs = self.network.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             attention_mask=seen,
@@ -113,7 +113,7 @@ class TrainingPass:
     @torch.no_grad()
     def generate(self, batch: FidBatch, longest: int) -> list[list[int]]:
         """Greedy answers of a batch, each at most ``longest`` tokens, special ones included."""
-        encoded, seen, _, _ = self._encode(batch, None)
+        encoded, seen, _, _ = self.encode(batch)
         model: Any = self.network.model
         ids = model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -122,10 +122,13 @@ class TrainingPass:
         )  # fmt: skip
         return [row.tolist() for row in ids]
 
-    def _encode(
-        self, batch: FidBatch, record: JointStates | None
+    def encode(
+        self, batch: FidBatch, record: JointStates | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What each question's decoder looks at and its mask, passage states, and their signs."""
+        """What each question's decoder looks at, ``[B, m S, d]``, and which of it is real.
+
+        The other two are those of :class:`FidPass`; ``record`` is filled if given.
+        """
         bias = self.network.relative_bias()
         query = self._lower(batch.query_ids, batch.query_mask, bias)
         if batch.stored is not None:

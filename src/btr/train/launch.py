@@ -142,7 +142,11 @@ def train(
         from btr.train.extractive import train_extractive
         from btr.train.span_sources import SpanDataSettings
 
-        for what, given in (("--recompute", recompute), (next(iter(budgets or {}), ""), budgets)):
+        for what, given in (
+            ("--recompute", recompute),
+            ("--decoder-only", settings.decoder_only),
+            (next(iter(budgets or {}), ""), budgets),
+        ):
             if given:
                 raise UsageError("not for extractive readers", found=what, todo="leave it out")
         return train_extractive(

@@ -98,13 +98,19 @@ def _copy_layer(block: T5Block, layer: BertLayer, norm: Tensor) -> Tensor:
         before.weight.copy_(norm)
     feed = cast("T5LayerFF", block.layer[-1])
     dense = cast("T5DenseActDense", feed.DenseReluDense)
-    size = inner.weight.norm(dim=1) * outer.weight.norm(dim=0)
-    kept = size.topk(dense.wi.out_features).indices.sort().values
+    kept = kept_neurons(layer, dense.wi.out_features)
     dense.wi.weight.copy_(inner.weight[kept])
     dense.wo.weight.copy_(outer.weight[:, kept])
     feed.layer_norm.weight.copy_(attention.output.LayerNorm.weight)
     after: Tensor = layer.output.LayerNorm.weight
     return after
+
+
+def kept_neurons(layer: BertLayer, count: int) -> Tensor:
+    """Which neurons of a layer's feed-forward part a narrower one has: those of largest weights."""
+    size = layer.intermediate.dense.weight.norm(dim=1) * layer.output.dense.weight.norm(dim=0)
+    largest: Tensor = size.topk(count).indices
+    return largest.sort().values
 
 
 class StateDistillation(StageLoss):

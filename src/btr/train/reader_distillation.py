@@ -1,0 +1,290 @@
+"""What a BERT reader sees in a question and a passage, taught to the encoder of a T5.
+
+The second half of the warm start (``btr.train.warm_start`` is the first): after it the encoder's
+last states tell where answers begin and end, and which token stands where, and the decoder begins
+by copying from them (``btr.train.copying``).
+
+Run as ``python -m btr.train.reader_distillation --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import BertModel
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.t5.modeling_t5 import T5Block, T5DenseActDense, T5LayerFF
+
+from btr.data.questions import asked
+from btr.models import resolve
+from btr.readers.bert_checkpoint import load_network as load_bert
+from btr.readers.bert_network import SplitBert, bert_layers
+from btr.readers.checkpoint import quiet_transformers
+from btr.readers.joint_states import JointStates
+from btr.readers.t5_checkpoint import load_network, save_checkpoint
+from btr.readers.t5_decoder import special_token
+from btr.readers.t5_layers import rms_norm, self_attention
+from btr.readers.t5_network import SplitT5
+from btr.readers.t5_text import FidText
+from btr.train.aligned_pairs import (
+    AlignedPair,
+    PaddedView,
+    PairTokenizer,
+    align,
+    pair_batches,
+)
+from btr.train.copying import begin_with_copying
+from btr.train.fid_examples import FidBatch
+from btr.train.fid_pass import TrainingPass
+from btr.train.loop import LoopSettings
+from btr.train.sources import DataSettings, Rejects, find_answers, parse_source, read_sources
+from btr.train.stage import Places, StageLoss, StageSettings, run_stage
+from btr.train.warm_start import kept_neurons
+
+DEV_PAIRS = 300
+FITTED = 480
+"""Pairs that the decoder's first weights are worked out from: 70,000 tokens."""
+
+
+@torch.no_grad()
+def move_weights(blocks: Sequence[T5Block], reader: SplitBert, raw: BertModel) -> None:
+    """Add to an encoder made of ``raw`` what training has changed in the reader made of it.
+
+    As in task arithmetic (arXiv 2212.04089). It brought the states of a T5 that had been distilled
+    from MiniLM from a relative squared error of 0.76 of its reader's to 0.62.
+
+    Args:
+        blocks: Of the T5, from :func:`btr.train.warm_start.t5_from_bert`, perhaps distilled.
+        reader: The extractive reader.
+        raw: The BERT that it was trained from.
+    """
+    before = [layer for layer in raw.encoder.layer if isinstance(layer, BertLayer)]
+    for block, new, old in zip(blocks, bert_layers(reader.model), before, strict=True):
+        heads = self_attention(block).SelfAttention
+        mine, theirs = new.attention, old.attention
+        scale = 1 / math.sqrt(heads.key_value_proj_dim)
+        heads.q.weight += scale * (mine.self.query.weight - theirs.self.query.weight)
+        heads.k.weight += mine.self.key.weight - theirs.self.key.weight
+        heads.v.weight += mine.self.value.weight - theirs.self.value.weight
+        heads.o.weight += mine.output.dense.weight - theirs.output.dense.weight
+        dense = cast("T5DenseActDense", cast("T5LayerFF", block.layer[-1]).DenseReluDense)
+        kept = kept_neurons(old, dense.wi.out_features)
+        inner = new.intermediate.dense.weight - old.intermediate.dense.weight
+        outer = new.output.dense.weight - old.output.dense.weight
+        dense.wi.weight += inner[kept]
+        dense.wo.weight += outer[:, kept]
+
+
+def as_batch(view: PaddedView) -> FidBatch:
+    """Pairs as a batch of questions with a passage each, without answers."""
+    numbers = torch.arange(len(view.query_ids), device=view.query_ids.device)
+    return FidBatch(view.query_ids, view.query_mask, view.passage_ids, view.passage_mask,
+                    numbers, numbers[:, None], view.query_ids[:, :0])  # fmt: skip
+
+
+def read(teacher: SplitBert, view: PaddedView, record: JointStates | None = None) -> Tensor:
+    """The extractive reader's logits of pairs, ``[B, Q + P, 2]``."""
+    query = teacher.encode_query(view.query_ids, view.query_mask)
+    passage = teacher.encode_passage(view.passage_ids, view.passage_mask)
+    return teacher.read(query, view.query_mask, passage, view.passage_mask, record)
+
+
+class ReaderDistillation(StageLoss):
+    """Distance of a T5's encoder to an extractive reader, over the tokens that both see.
+
+    Named parts: ``layers``, the relative squared error of a linear view of the states, the mean
+    over layers; ``last``, that of the last layer; ``span``, KL to where the reader says that the
+    answer begins and ends, by its own head on that view; ``token``, how far (by cosine) a linear
+    view of what the decoder looks at is from the token's embedding.
+
+    Args:
+        network: The T5, not split.
+        teacher: The extractive reader, not split.
+        settings: Of the run.
+        query_budget: Where passages begin.
+    """
+
+    network: SplitT5
+
+    def __init__(
+        self, network: SplitT5, teacher: SplitBert, settings: StageSettings, query_budget: int
+    ) -> None:
+        width = int(network.model.config.d_model)
+        super().__init__(network, settings, teacher, width)
+        self.run = TrainingPass(network, query_budget)
+        self.views = nn.ModuleList(nn.Linear(width, width) for _ in network.blocks)
+        for view in self.views:
+            assert isinstance(view, nn.Linear)  # noqa: S101 -- for the type checker
+            nn.init.eye_(view.weight)
+            nn.init.zeros_(view.bias)
+        self.token = nn.Linear(width, width)
+        nn.init.zeros_(self.token.bias)
+
+    def forward(self, chosen: list[AlignedPair]) -> dict[str, Tensor]:
+        """The parts."""
+        network, teacher = self.network, self._teacher[0]
+        assert isinstance(teacher, SplitBert)  # noqa: S101 -- for the type checker
+        device = network.model.shared.weight.device
+        mine = PaddedView.of([pair.t5 for pair in chosen], device)
+        theirs = PaddedView.of([pair.bert for pair in chosen], device)
+        at = align(chosen, theirs.query_ids.shape[1], mine.query_ids.shape[1])
+        student, seen = JointStates(), JointStates()
+        encoded, *_ = self.run.encode(as_batch(mine), student)
+        with torch.no_grad():
+            logits = read(teacher, theirs, seen)
+        norm, errors = network.model.encoder.final_layer_norm, []
+        view = encoded[:0, 0]
+        for linear, hidden, wanted in zip(self.views, student.hidden, seen.hidden, strict=True):
+            view = linear(rms_norm(norm, hidden[at.of, at.t5])).float()
+            target = wanted[at.of, at.bert].float()
+            errors.append(functional.mse_loss(view, target) / target.square().mean())
+        texts = slice(at.texts)
+        of, places = at.of[texts], (at.of[texts], at.place)
+        head = teacher.model.qa_outputs
+        told = functional.linear(view[texts], head.weight.float(), head.bias.float())
+        shape = (len(chosen), max(pair.text for pair in chosen))
+        lowest = torch.full(shape, -1e4, device=device)
+        span = sum(
+            functional.kl_div(
+                lowest.index_put(places, told[:, i]).log_softmax(1),
+                lowest.index_put(places, logits[of, at.bert[texts], i]).log_softmax(1),
+                log_target=True, reduction="batchmean",
+            )
+            for i in range(2)
+        )  # fmt: skip
+        embeddings = network.model.shared.weight
+        ids = mine.passage_ids[of, at.t5[texts] - mine.query_ids.shape[1]]
+        said = self.token(encoded[of, at.t5[texts]]).float()
+        named = (embeddings[ids] - embeddings.mean(0)).float()
+        return {
+            "layers": torch.stack(errors).mean(),
+            "last": 0.5 * errors[-1],
+            "span": 0.25 * cast("Tensor", span),
+            "token": 0.3 * (1 - functional.cosine_similarity(said, named, dim=-1).mean()),
+        }
+
+
+def read_pairs(
+    settings: DataSettings, tokenizer: PairTokenizer, rejects: Rejects
+) -> tuple[list[AlignedPair], list[AlignedPair]]:
+    """Pairs to train on, and a few held out: each question with its first passage that answers it.
+
+    Raises:
+        InputError: A line is bad, or nothing is left.
+    """
+    train: list[AlignedPair] = []
+    dev: list[AlignedPair] = []
+    for _, question, is_dev in read_sources(settings, rejects):
+        if not question.contexts or (is_dev and len(dev) == DEV_PAIRS):
+            continue
+        answering = (p for p in question.contexts if find_answers(p.text, question.answers))
+        passage = next(answering, question.contexts[0])
+        (dev if is_dev else train).append(tokenizer.pair(asked(question), passage))
+    return train, dev
+
+
+@torch.no_grad()
+def what_is_seen(
+    network: SplitT5, teacher: SplitBert, pairs: Sequence[AlignedPair], query_budget: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a decoder would look at of the pairs' texts, and where answers begin in them.
+
+    Returns:
+        ``[N, d]`` states, ``[N]`` int64 tokens, ``[N]`` the teacher's logits of a beginning.
+    """
+    states, tokens, starts = [], [], []
+    run, cpu = TrainingPass(network, query_budget), torch.device("cpu")
+    for first in range(0, len(pairs), 32):
+        chosen = pairs[first : first + 32]
+        mine = PaddedView.of([pair.t5 for pair in chosen], cpu)
+        theirs = PaddedView.of([pair.bert for pair in chosen], cpu)
+        at = align(chosen, theirs.query_ids.shape[1], mine.query_ids.shape[1])
+        texts = slice(at.texts)
+        of = at.of[texts]
+        encoded, *_ = run.encode(as_batch(mine))
+        states.append(encoded[of, at.t5[texts]])
+        tokens.append(mine.passage_ids[of, at.t5[texts] - mine.query_ids.shape[1]])
+        starts.append(read(teacher, theirs)[of, at.bert[texts], 0])
+    return torch.cat(states), torch.cat(tokens), torch.cat(starts)
+
+
+def main() -> None:
+    """Distil an extractive reader into a T5's encoder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", nargs="+", help="FILE or FILE=SHARE of questions with passages")
+    parser.add_argument("-o", "--reader", type=Path, required=True, help="folder to make")
+    parser.add_argument("--from", dest="start", type=Path, required=True, help="the T5")
+    parser.add_argument("--teacher", type=Path, required=True, help="the extractive reader")
+    parser.add_argument("--base", default="minilm-encoder", help="what both were made from")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=0, help="0 for whole epochs")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--token-budget", type=int, default=6000)
+    parser.add_argument("--query-budget", type=int, default=48)
+    parser.add_argument("--passage-budget", type=int, default=208)
+    parser.add_argument("--answer-budget", type=int, default=24)
+    given = parser.parse_args()
+    torch.manual_seed(1)
+    network, tokenizer, found = load_network(given.start)
+    config = replace(found, query_budget=given.query_budget, passage_budget=given.passage_budget,
+                     answer_budget=given.answer_budget)  # fmt: skip
+    teacher, _, taught = load_bert(given.teacher)
+    with quiet_transformers():
+        raw = BertModel.from_pretrained(resolve(given.base), add_pooling_layer=False)
+    move_weights(network.blocks, teacher, raw)
+    network.requires_grad_(True)
+    network.model.shared.requires_grad_(False)
+    network.model.decoder.requires_grad_(False)
+    text = FidText(tokenizer, config.query_template, config.passage_template,
+                   special_token(network.model, "eos_token_id"))  # fmt: skip
+    sources = tuple(parse_source(source) for source in given.data)
+    rejects = Rejects()
+    pairs = PairTokenizer(tokenizer, text, config, taught.query_budget)
+    train, dev = read_pairs(DataSettings(sources), pairs, rejects)
+    print(f"{len(train)} pairs; {rejects}", flush=True)
+    settings = StageSettings("reader", LoopSettings(given.epochs, given.lr, given.steps),
+                             given.token_budget, dropout=0.0)  # fmt: skip
+    loss = ReaderDistillation(network, teacher, settings, config.query_budget)
+    plan = partial(pair_batches, seed=1, token_budget=given.token_budget)
+
+    def evaluate() -> dict[str, float]:
+        sums: dict[str, float] = {}
+        batches = plan(dev, epoch=0)
+        with torch.no_grad():
+            for chosen in batches:
+                for name, value in loss(chosen).items():
+                    sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+        return {**sums, "score": -sum(sums.values())}
+
+    def save(to: Path, exact: nn.Module) -> None:
+        assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
+        some = train[:: -(-len(train) // FITTED)]
+        seen = what_is_seen(exact, copy.deepcopy(teacher).cpu().float(), some, config.query_budget)
+        begin_with_copying(exact.model, *seen)
+        save_checkpoint(to, exact, tokenizer, config)
+
+    run_stage(
+        loss,
+        settings=settings,
+        plan=lambda epoch: plan(train, epoch=epoch),
+        evaluate=evaluate,
+        save=save,
+        places=Places(given.start, given.reader / "plain", given.reader / "training" / "distil"),
+        recorded={"data": given.data, "teacher": str(given.teacher)},
+        accelerator=Accelerator(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Pairs as two readers see them, and one reader's states taught to the other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from btr.data.passages import Passage
+from btr.readers.bert_network import SplitBert, bert_layers
+from btr.readers.t5_checkpoint import T5ReaderConfig
+from btr.readers.t5_layers import self_attention
+from btr.readers.t5_network import SplitT5
+from btr.readers.t5_text import FidText
+from btr.train.aligned_pairs import PaddedView, PairTokenizer, align, pair_batches
+from btr.train.loop import LoopSettings
+from btr.train.optimizer import MasterAdamW
+from btr.train.reader_distillation import (
+    ReaderDistillation,
+    move_weights,
+    read_pairs,
+    what_is_seen,
+)
+from btr.train.sources import DataSettings, Rejects, parse_source
+from btr.train.stage import StageSettings
+from btr.train.warm_start import t5_from_bert
+from tiny_readers import tiny_model
+
+CONFIG = T5ReaderConfig(query_budget=32, passage_budget=48)
+QUESTIONS = ["where do birds rest?", "who was queen", "when was the first stone bridge built " * 3]
+
+
+@pytest.fixture
+def pairs(tokenizer, passages):
+    text = FidText(tokenizer, CONFIG.query_template, CONFIG.passage_template, 3)
+    maker = PairTokenizer(tokenizer, text, CONFIG, 24)
+    long = Passage("long", "the river rises in snow and ends at a salt lake " * 9, "a title")
+    return [
+        maker.pair(question, passage)
+        for question, passage in zip(QUESTIONS * 2, [*passages, long], strict=True)
+    ]
+
+
+def test_aligned_tokens_are_the_same(pairs):
+    device = torch.device("cpu")
+    mine, theirs = (PaddedView.of([getattr(p, k) for p in pairs], device) for k in ("t5", "bert"))
+    at = align(pairs, theirs.query_ids.shape[1], mine.query_ids.shape[1])
+    mine_ids = torch.cat([mine.query_ids, mine.passage_ids], 1)[at.of, at.t5]
+    their_ids = torch.cat([theirs.query_ids, theirs.passage_ids], 1)[at.of, at.bert]
+    assert torch.equal(mine_ids, their_ids)
+    assert (mine_ids != 0).all()
+    assert at.texts == len(at.place) == sum(pair.text for pair in pairs)
+    assert len(at.of) == at.texts + sum(pair.asked for pair in pairs)
+    # Each token of a question and of a text, but for what a budget cut off.
+    assert [pair.text for pair in pairs[:5]] == [len(p.t5.passage) - p.t5.text - 1 for p in pairs][
+        :5
+    ]
+    assert len(pairs[5].t5.passage) == CONFIG.passage_budget
+    assert [pair.asked for pair in pairs] == [len(p.bert.query) - 2 for p in pairs]
+
+
+def test_batches_hold_every_pair_once_within_the_budget(pairs):
+    batches = pair_batches(pairs, seed=1, epoch=0, token_budget=120)
+    assert sorted(id(pair) for batch in batches for pair in batch) == sorted(map(id, pairs))
+    for batch in batches:
+        longest = max(len(p.t5.query) for p in batch) + max(len(p.t5.passage) for p in batch)
+        assert len(batch) == 1 or len(batch) * longest <= 120
+
+
+def test_weights_move_as_the_reader_did(tokenizer):
+    model = tiny_model(tokenizer)
+    t5 = SplitT5(t5_from_bert(model.bert, decoder_layers=1, inner=16, end_token=3), 0)
+    as_made = copy.deepcopy(t5)
+    move_weights(t5.blocks, SplitBert(model, 0, 24), model.bert)
+    for a, b in zip(t5.parameters(), as_made.parameters(), strict=True):
+        assert torch.equal(a, b)
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in bert_layers(trained):
+            layer.attention.self.query.weight += 0.5
+            layer.intermediate.dense.weight += torch.arange(64.0)[:, None]
+    move_weights(t5.blocks, SplitBert(trained, 0, 24), model.bert)
+    wanted = t5_from_bert(trained.bert, decoder_layers=1, inner=64, end_token=3).encoder.block[1]
+    query = self_attention(t5.blocks[1]).SelfAttention.q.weight
+    torch.testing.assert_close(query, wanted.layer[0].SelfAttention.q.weight)
+    rows = t5.blocks[1].layer[1].DenseReluDense.wi.weight
+    every = wanted.layer[1].DenseReluDense.wi.weight
+    assert all((row - every).abs().amax(1).min() < 1e-5 for row in rows)
+
+
+def test_distillation_brings_a_t5_closer_to_the_reader(tokenizer, pairs):
+    model = tiny_model(tokenizer)
+    network = SplitT5(
+        t5_from_bert(model.bert, decoder_layers=1, inner=32, end_token=3), 0
+    ).requires_grad_(True)
+    network.model.shared.requires_grad_(False)
+    settings = StageSettings("reader", LoopSettings(1, 1e-2), dropout=0.0, precision="fp32")
+    loss = ReaderDistillation(network, SplitBert(model, 0, 24), settings, CONFIG.query_budget)
+    loss.prepare(torch.device("cpu"), torch.float32)
+    named = [(n, p) for n, p in loss.named_parameters() if p.requires_grad]
+    optimizer = MasterAdamW(named, lr=1e-2, weight_decay=0, warmup=1, total=60)
+    seen = []
+    for step in range(60):
+        parts = loss(pairs)
+        torch.stack(list(parts.values())).sum().backward()
+        optimizer.step(step)
+        seen.append({name: value.item() for name, value in parts.items()})
+    assert set(seen[0]) == {"layers", "last", "span", "token"}
+    for name, factor in (("layers", 0.8), ("last", 0.8), ("span", 0.5), ("token", 0.5)):
+        assert 0 <= seen[-1][name] < factor * seen[0][name], name
+
+
+def test_what_the_decoder_sees_is_every_token_of_the_texts(tokenizer, pairs):
+    model = tiny_model(tokenizer)
+    network = SplitT5(t5_from_bert(model.bert, decoder_layers=1, inner=32, end_token=3), 0).eval()
+    states, tokens, starts = what_is_seen(network, SplitBert(model, 0, 24), pairs, 32)
+    wanted = [p.t5.passage[p.t5.text : p.t5.text + p.text] for p in pairs]
+    assert tokens.tolist() == [i for ids in wanted for i in ids.tolist()]
+    assert states.shape == (len(tokens), 32)
+    # One pair alone gives the same.
+    alone = what_is_seen(network, SplitBert(model, 0, 24), pairs[1:2], 32)
+    part = slice(pairs[0].text, pairs[0].text + pairs[1].text)
+    torch.testing.assert_close(alone[0], states[part], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone[2], starts[part], rtol=1e-4, atol=1e-4)
+
+
+def test_a_question_comes_with_a_passage_that_answers_it(tmp_path, tokenizer):
+    lines = (
+        f'{{"question": "who was queen {i}", "answers": ["ada"], "ctxs": [{{"title": "", "text":'
+        f' "the king"}}, {{"title": "", "text": "the queen was ada {i}"}}]}}\n'
+        for i in range(60)
+    )
+    (tmp_path / "q.jsonl").write_text("".join(lines))
+    text = FidText(tokenizer, CONFIG.query_template, CONFIG.passage_template, 3)
+    maker = PairTokenizer(tokenizer, text, CONFIG, 24)
+    source = parse_source(str(tmp_path / "q.jsonl"))
+    train, dev = read_pairs(DataSettings((source,), dev_share=0.2), maker, Rejects())
+    assert train
+    assert dev
+    assert len(train) + len(dev) <= 60
+    for pair in (*train, *dev):
+        assert "ada" in tokenizer.decode(pair.t5.passage.tolist())
