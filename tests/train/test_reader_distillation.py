@@ -13,7 +13,7 @@ from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_layers import self_attention
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_text import FidText
-from btr.train.aligned_pairs import PaddedView, PairTokenizer, align, pair_batches
+from btr.train.aligned_pairs import PairTokenizer, pad_pairs, pair_batches
 from btr.train.loop import LoopSettings
 from btr.train.optimizer import MasterAdamW
 from btr.train.reader_distillation import (
@@ -43,19 +43,18 @@ def pairs(tokenizer, passages):
 
 
 def test_aligned_tokens_are_the_same(pairs):
-    device = torch.device("cpu")
-    mine, theirs = (PaddedView.of([getattr(p, k) for p in pairs], device) for k in ("t5", "bert"))
-    at = align(pairs, theirs.query_ids.shape[1], mine.query_ids.shape[1])
-    mine_ids = torch.cat([mine.query_ids, mine.passage_ids], 1)[at.of, at.t5]
-    their_ids = torch.cat([theirs.query_ids, theirs.passage_ids], 1)[at.of, at.bert]
+    batch = pad_pairs(pairs, torch.device("cpu"))
+    mine, theirs = batch.t5, batch.bert
+    mine_ids = torch.cat([mine.query_ids, mine.passage_ids], 1)[batch.of, batch.t5_place]
+    their_ids = torch.cat([theirs.query_ids, theirs.passage_ids], 1)[batch.of, batch.bert_place]
     assert torch.equal(mine_ids, their_ids)
+    assert torch.equal(mine_ids[batch.texts], batch.tokens)
     assert (mine_ids != 0).all()
-    assert at.texts == len(at.place) == sum(pair.text for pair in pairs)
-    assert len(at.of) == at.texts + sum(pair.asked for pair in pairs)
+    assert len(batch.tokens) == len(batch.place) == sum(pair.text for pair in pairs)
+    assert len(batch.of) == len(batch.place) + sum(pair.asked for pair in pairs)
     # Each token of a question and of a text, but for what a budget cut off.
-    assert [pair.text for pair in pairs[:5]] == [len(p.t5.passage) - p.t5.text - 1 for p in pairs][
-        :5
-    ]
+    whole = [len(p.t5.passage) - p.t5.text - 1 for p in pairs[:5]]
+    assert [pair.text for pair in pairs[:5]] == whole
     assert len(pairs[5].t5.passage) == CONFIG.passage_budget
     assert [pair.asked for pair in pairs] == [len(p.bert.query) - 2 for p in pairs]
 

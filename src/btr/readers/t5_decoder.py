@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -72,16 +73,26 @@ class Decoder:
 
     def __init__(self, model: T5ForConditionalGeneration, *, int8: bool = False) -> None:
         self.model = model
-        self.blocks = [block for block in model.decoder.block if isinstance(block, T5Block)]
-        self.head: nn.Module = model.lm_head
+        self._projecting = [block for block in model.decoder.block if isinstance(block, T5Block)]
         self.heads: int = model.config.num_heads
         self.head_width: int = model.config.d_kv
         self.start_token = special_token(model, "decoder_start_token_id")
         self.end_token = special_token(model, "eos_token_id")
-        self.bias = RelativeBias(self_attention(self.blocks[0]).SelfAttention)
+        self.bias = RelativeBias(self_attention(self._projecting[0]).SelfAttention)
+        self._make: type[Int8Linear | PackedLinear] | None = None
         if int8 or packable(model.lm_head.weight):
-            make = Int8Linear if int8 else PackedLinear
-            self.blocks, self.head = for_few_rows(self.blocks, make), make(model.lm_head)
+            self._make = Int8Linear if int8 else PackedLinear
+
+    @cached_property
+    def blocks(self) -> list[T5Block]:
+        """What tokens are decoded with; laid out for that when the first one is."""
+        make = self._make
+        return self._projecting if make is None else for_few_rows(self._projecting, make)
+
+    @cached_property
+    def head(self) -> nn.Module:
+        """States to logits."""
+        return self.model.lm_head if self._make is None else self._make(self.model.lm_head)
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +113,7 @@ class Decoder:
         encoded = Packed(encoded.hidden, (len(encoded.hidden),), encoded.positions, encoded.sizes)
         merged = bool(merging.intra)
         hidden = filled(encoded.hidden)
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self._projecting):
             if merging.cross and number and number % merging.every == 0:
                 counts = [merge_count(encoded.lengths[0], merging.cross)]
                 matching = match(keys[-1].mean(0), encoded.lengths, counts)

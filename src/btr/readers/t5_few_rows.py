@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,8 @@ class Int8Linear(nn.Module):
 def for_few_rows(blocks: list[T5Block], make: Callable[[nn.Linear], nn.Module]) -> list[T5Block]:
     """Copies of decoder blocks with other linear layers, but for what projects passages' tokens.
 
+    Those are shared; no weight is copied but into what ``make`` makes of it.
+
     Args:
         blocks: Not changed.
         make: :class:`PackedLinear` or :class:`Int8Linear`.
@@ -107,11 +109,8 @@ def for_few_rows(blocks: list[T5Block], make: Callable[[nn.Linear], nn.Module]) 
 
 
 def _copy(block: T5Block, make: Callable[[nn.Linear], nn.Module]) -> T5Block:
-    result = copy.deepcopy(block)
-    cross: T5Attention = cross_attention(result).EncDecAttention
-    kept = {id(cross.k), id(cross.v)}
-    for module in list(result.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and id(child) not in kept:
-                setattr(module, name, cast("nn.Linear", make(child)))
-    return result
+    cross: T5Attention = cross_attention(block).EncDecAttention
+    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    # What stands for a module in the copy; all else is copied.
+    instead = {id(m): m if m in (cross.k, cross.v) else make(m) for m in linears}
+    return copy.deepcopy(block, cast("dict[int, Any]", instead))

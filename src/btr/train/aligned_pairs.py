@@ -115,40 +115,55 @@ class PaddedView:
 
 
 @dataclass
-class Alignment:
-    """Where the tokens that both readers have stand in padded ``[question; passage]`` sequences.
+class PaddedPairs:
+    """A batch of pairs, and where the tokens that both readers have stand in it.
 
-    ``n`` such tokens of a batch, first the texts', pair by pair, then the questions'.
+    ``n`` such tokens, first the texts', pair by pair, then the questions'; of texts ``t``.
 
     Attributes:
-        of: ``[n]`` int64, their pair.
-        bert: ``[n]`` int64, their place in the extractive reader's sequence.
-        t5: ``[n]`` int64, in the other's.
-        texts: How many belong to texts.
-        place: ``[texts]`` int64, their number in their text.
+        bert: As the extractive reader sees them.
+        t5: As the other does.
+        of: ``[n]`` int64, a token's pair.
+        bert_place: ``[n]`` int64, its place in that reader's padded ``[question; passage]``.
+        t5_place: ``[n]`` int64, in the other's.
+        place: ``[t]`` int64, its number in its text.
+        tokens: ``[t]`` int64, what it is.
     """
 
+    bert: PaddedView
+    t5: PaddedView
     of: Tensor
-    bert: Tensor
-    t5: Tensor
-    texts: int
+    bert_place: Tensor
+    t5_place: Tensor
     place: Tensor
+    tokens: Tensor
+
+    @property
+    def texts(self) -> slice:
+        """Those of the ``n`` that belong to texts."""
+        return slice(len(self.place))
 
 
-def align(pairs: Sequence[AlignedPair], bert_query: int, t5_query: int) -> Alignment:
-    """Align pairs whose questions are padded to these lengths."""
+def pad_pairs(pairs: Sequence[AlignedPair], device: torch.device) -> PaddedPairs:
+    """Pad pairs and align their tokens."""
+    bert = PaddedView.of([pair.bert for pair in pairs], device)
+    t5 = PaddedView.of([pair.t5 for pair in pairs], device)
     texts = [np.arange(pair.text) for pair in pairs]
     questions = [np.arange(pair.asked) for pair in pairs]
-    bert = [t + bert_query + p.bert.text for t, p in zip(texts, pairs, strict=True)]
-    bert += [q + p.bert.asked for q, p in zip(questions, pairs, strict=True)]
-    t5 = [t + t5_query + p.t5.text for t, p in zip(texts, pairs, strict=True)]
-    t5 += [q + p.t5.asked for q, p in zip(questions, pairs, strict=True)]
     counts = [len(part) for part in (*texts, *questions)]
-    of = np.repeat(np.tile(np.arange(len(pairs)), 2), counts)
-    place = np.concatenate(texts)
-    found = (torch.from_numpy(x) for x in (of, np.concatenate(bert), np.concatenate(t5), place))
-    numbers, theirs, mine, places = found
-    return Alignment(numbers, theirs, mine, len(place), places)
+    of = torch.from_numpy(np.repeat(np.tile(np.arange(len(pairs)), 2), counts)).to(device)
+
+    def places(views: Sequence[View], query: int) -> Tensor:
+        found = [text + query + view.text for text, view in zip(texts, views, strict=True)]
+        found += [asked + view.asked for asked, view in zip(questions, views, strict=True)]
+        return torch.from_numpy(np.concatenate(found)).to(device)
+
+    query = t5.query_ids.shape[1]
+    bert_place = places([pair.bert for pair in pairs], bert.query_ids.shape[1])
+    t5_place = places([pair.t5 for pair in pairs], query)
+    place = torch.from_numpy(np.concatenate(texts)).to(device)
+    tokens = t5.passage_ids[of[: len(place)], t5_place[: len(place)] - query]
+    return PaddedPairs(bert, t5, of, bert_place, t5_place, place, tokens)
 
 
 def pair_batches(

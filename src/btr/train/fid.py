@@ -278,12 +278,12 @@ def train_fid(
         freeze_stored(network)
         reader = T5Reader(network.eval(), tokenizer, config, str(places.start))
         data.stored = StoredStates(reader, builder.passages, store, whole=WHOLE)
-        looked_at = {
-            passage: None
+        looked_at = dict.fromkeys(
+            passage
             for questions in dev.values()
             for question in questions[:DEV_QUESTIONS]
             for passage in question.contexts[: data_settings.passages]
-        }
+        )
         dev_states = StoredStates(reader, list(looked_at), store)
     if accelerator.is_main_process:
         print(f"{len(data.examples)} questions, {len(data.passages)} passages; {rejects}",

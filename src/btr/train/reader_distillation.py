@@ -41,7 +41,7 @@ from btr.train.aligned_pairs import (
     AlignedPair,
     PaddedView,
     PairTokenizer,
-    align,
+    pad_pairs,
     pair_batches,
 )
 from btr.train.copying import begin_with_copying
@@ -50,7 +50,7 @@ from btr.train.fid_pass import TrainingPass
 from btr.train.loop import LoopSettings
 from btr.train.sources import DataSettings, Rejects, find_answers, parse_source, read_sources
 from btr.train.stage import Places, StageLoss, StageSettings, run_stage
-from btr.train.warm_start import kept_neurons
+from btr.train.warm_start import dev_figures, kept_neurons, linear_views, relative_error
 
 DEV_PAIRS = 300
 FITTED = 480
@@ -123,11 +123,7 @@ class ReaderDistillation(StageLoss):
         width = int(network.model.config.d_model)
         super().__init__(network, settings, teacher, width)
         self.run = TrainingPass(network, query_budget)
-        self.views = nn.ModuleList(nn.Linear(width, width) for _ in network.blocks)
-        for view in self.views:
-            assert isinstance(view, nn.Linear)  # noqa: S101 -- for the type checker
-            nn.init.eye_(view.weight)
-            nn.init.zeros_(view.bias)
+        self.views = linear_views(len(network.blocks), width)
         self.token = nn.Linear(width, width)
         nn.init.zeros_(self.token.bias)
 
@@ -136,21 +132,18 @@ class ReaderDistillation(StageLoss):
         network, teacher = self.network, self._teacher[0]
         assert isinstance(teacher, SplitBert)  # noqa: S101 -- for the type checker
         device = network.model.shared.weight.device
-        mine = PaddedView.of([pair.t5 for pair in chosen], device)
-        theirs = PaddedView.of([pair.bert for pair in chosen], device)
-        at = align(chosen, theirs.query_ids.shape[1], mine.query_ids.shape[1])
+        batch = pad_pairs(chosen, device)
         student, seen = JointStates(), JointStates()
-        encoded, *_ = self.run.encode(as_batch(mine), student)
+        encoded, *_ = self.run.encode(as_batch(batch.t5), student)
         with torch.no_grad():
-            logits = read(teacher, theirs, seen)
+            logits = read(teacher, batch.bert, seen)
         norm, errors = network.model.encoder.final_layer_norm, []
         view = encoded[:0, 0]
         for linear, hidden, wanted in zip(self.views, student.hidden, seen.hidden, strict=True):
-            view = linear(rms_norm(norm, hidden[at.of, at.t5])).float()
-            target = wanted[at.of, at.bert].float()
-            errors.append(functional.mse_loss(view, target) / target.square().mean())
-        texts = slice(at.texts)
-        of, places = at.of[texts], (at.of[texts], at.place)
+            view = linear(rms_norm(norm, hidden[batch.of, batch.t5_place])).float()
+            errors.append(relative_error(view, wanted[batch.of, batch.bert_place].float()))
+        texts = batch.texts
+        of, places = batch.of[texts], (batch.of[texts], batch.place)
         head = teacher.model.qa_outputs
         told = functional.linear(view[texts], head.weight.float(), head.bias.float())
         shape = (len(chosen), max(pair.text for pair in chosen))
@@ -158,15 +151,14 @@ class ReaderDistillation(StageLoss):
         span = sum(
             functional.kl_div(
                 lowest.index_put(places, told[:, i]).log_softmax(1),
-                lowest.index_put(places, logits[of, at.bert[texts], i]).log_softmax(1),
+                lowest.index_put(places, logits[of, batch.bert_place[texts], i]).log_softmax(1),
                 log_target=True, reduction="batchmean",
             )
             for i in range(2)
         )  # fmt: skip
         embeddings = network.model.shared.weight
-        ids = mine.passage_ids[of, at.t5[texts] - mine.query_ids.shape[1]]
-        said = self.token(encoded[of, at.t5[texts]]).float()
-        named = (embeddings[ids] - embeddings.mean(0)).float()
+        said = self.token(encoded[of, batch.t5_place[texts]]).float()
+        named = (embeddings[batch.tokens] - embeddings.mean(0)).float()
         return {
             "layers": torch.stack(errors).mean(),
             "last": 0.5 * errors[-1],
@@ -206,16 +198,12 @@ def what_is_seen(
     states, tokens, starts = [], [], []
     run, cpu = TrainingPass(network, query_budget), torch.device("cpu")
     for first in range(0, len(pairs), 32):
-        chosen = pairs[first : first + 32]
-        mine = PaddedView.of([pair.t5 for pair in chosen], cpu)
-        theirs = PaddedView.of([pair.bert for pair in chosen], cpu)
-        at = align(chosen, theirs.query_ids.shape[1], mine.query_ids.shape[1])
-        texts = slice(at.texts)
-        of = at.of[texts]
-        encoded, *_ = run.encode(as_batch(mine))
-        states.append(encoded[of, at.t5[texts]])
-        tokens.append(mine.passage_ids[of, at.t5[texts] - mine.query_ids.shape[1]])
-        starts.append(read(teacher, theirs)[of, at.bert[texts], 0])
+        batch = pad_pairs(pairs[first : first + 32], cpu)
+        of = batch.of[batch.texts]
+        encoded, *_ = run.encode(as_batch(batch.t5))
+        states.append(encoded[of, batch.t5_place[batch.texts]])
+        tokens.append(batch.tokens)
+        starts.append(read(teacher, batch.bert)[of, batch.bert_place[batch.texts], 0])
     return torch.cat(states), torch.cat(tokens), torch.cat(starts)
 
 
@@ -258,15 +246,6 @@ def main() -> None:
     loss = ReaderDistillation(network, teacher, settings, config.query_budget)
     plan = partial(pair_batches, seed=1, token_budget=given.token_budget)
 
-    def evaluate() -> dict[str, float]:
-        sums: dict[str, float] = {}
-        batches = plan(dev, epoch=0)
-        with torch.no_grad():
-            for chosen in batches:
-                for name, value in loss(chosen).items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
-        return {**sums, "score": -sum(sums.values())}
-
     def save(to: Path, exact: nn.Module) -> None:
         assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
         some = train[:: -(-len(train) // FITTED)]
@@ -278,7 +257,7 @@ def main() -> None:
         loss,
         settings=settings,
         plan=lambda epoch: plan(train, epoch=epoch),
-        evaluate=evaluate,
+        evaluate=lambda: dev_figures(loss, plan(dev, epoch=0)),
         save=save,
         places=Places(given.start, given.reader / "plain", given.reader / "training" / "distil"),
         recorded={"data": given.data, "teacher": str(given.teacher)},

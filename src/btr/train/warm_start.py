@@ -113,6 +113,35 @@ def kept_neurons(layer: BertLayer, count: int) -> Tensor:
     return largest.sort().values
 
 
+def linear_views(layers: int, width: int) -> nn.ModuleList:
+    """A linear map for every layer's states, the identity at first.
+
+    A BERT's states have a mean that a T5's norm cannot make: its bias is in the view.
+    """
+    views = nn.ModuleList()
+    for _ in range(layers):
+        view = nn.Linear(width, width)
+        nn.init.eye_(view.weight)
+        nn.init.zeros_(view.bias)
+        views.append(view)
+    return views
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error over the mean square of what is wanted."""
+    return functional.mse_loss(found, wanted) / wanted.square().mean()
+
+
+def dev_figures(loss: nn.Module, plan: Sequence[Any]) -> dict[str, float]:
+    """The parts of a loss, the mean over batches; ``score`` is the negative of their sum."""
+    sums: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in plan:
+            for name, value in loss(batch).items():
+                sums[name] = sums.get(name, 0.0) + float(value) / len(plan)
+    return {**sums, "score": -sum(sums.values())}
+
+
 class StateDistillation(StageLoss):
     """Squared error between a BERT's states and a linear view of a T5's, layer by layer.
 
@@ -139,12 +168,7 @@ class StateDistillation(StageLoss):
         width = int(network.model.config.d_model)
         super().__init__(network, settings, bert, width)
         self.windows, self.marks = windows, (open_token, end_token)
-        # A BERT's states have a mean that a T5's norm cannot make: its bias is in the view.
-        self.views = nn.ModuleList(nn.Linear(width, width) for _ in network.blocks)
-        for view in self.views:
-            assert isinstance(view, nn.Linear)  # noqa: S101 -- for the type checker
-            nn.init.eye_(view.weight)
-            nn.init.zeros_(view.bias)
+        self.views = linear_views(len(network.blocks), width)
 
     def forward(self, chosen: list[Window]) -> dict[str, Tensor]:
         """The mean relative error over layers."""
@@ -164,8 +188,7 @@ class StateDistillation(StageLoss):
         for block, view, target in zip(network.blocks, self.views, wanted, strict=True):
             hidden = encoder_layer(block, hidden, attend)
             seen = view(rms_norm(norm, hidden))[mask].float()
-            target = target[mask].float()
-            errors.append(functional.mse_loss(seen, target) / target.square().mean())
+            errors.append(relative_error(seen, target[mask].float()))
         # What the decoder will look at is the last state itself, without a view.
         last = rms_norm(norm, hidden)[mask].float()
         target = wanted[-1][mask].float()
@@ -229,15 +252,6 @@ def main() -> None:
     )
     config = T5ReaderConfig(word_embeddings=given.base)
 
-    def evaluate() -> dict[str, float]:
-        sums: dict[str, float] = {}
-        plan = looked_at.epoch(0, given.token_budget)
-        with torch.no_grad():
-            for chosen in plan:
-                for name, value in look(chosen).items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / len(plan)
-        return {**sums, "score": -sum(sums.values())}
-
     def save(to: Path, exact: nn.Module) -> None:
         assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
         save_checkpoint(to, exact, tokenizer, config)
@@ -246,7 +260,7 @@ def main() -> None:
         loss,
         settings=settings,
         plan=partial(batches.epoch, token_budget=given.token_budget),
-        evaluate=evaluate,
+        evaluate=lambda: dev_figures(look, looked_at.epoch(0, given.token_budget)),
         save=save,
         places=Places(folder, given.reader / "plain", given.reader / "training" / "warm-start"),
         recorded={"texts": [str(t) for t in given.texts], "inner": given.inner},
