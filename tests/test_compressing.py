@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import btr.occurrences
 from btr.bits import hamming
 from btr.compressing import Compression, Recompression, compress
 from btr.data.passages import Passage
-from btr.errors import IncompatibleError, UsageError
+from btr.errors import CorruptError, IncompatibleError, UsageError
 from btr.indexing import build_index
 from btr.occurrences import merge_occurrences
 from btr.readers.bert import BertReader
@@ -32,6 +33,8 @@ from btr.store.entropy import (
     nominal,
     probabilities,
 )
+from btr.store.format import PassageState
+from btr.store.neighbours import NeighbourModel
 from btr.store.reader import TokenStore
 from btr.store.sizes import store_sizes
 from tiny_readers import make_reader
@@ -267,6 +270,59 @@ def test_a_store_may_be_coded_and_nothing_else(store: Path, reader: BertReader) 
     after, _ = rows_of(store, reader)
     assert np.array_equal(after, before)
     assert manifest.compression["shared_ids"] == 0
+
+
+def test_where_no_id_can_be_worked_out_nothing_is_left_out(store: Path, reader: BertReader) -> None:
+    before, _ = rows_of(store, reader)
+    manifest = compress(store, reader, Compression(ratio=0.2, stop_words=False))
+    after, _ = rows_of(store, reader)
+    assert np.array_equal(after, before)
+    assert manifest.compression["left_out_tokens"] == 0
+
+
+def test_a_generation_that_cannot_be_opened_is_not_published(
+    store: Path, reader: BertReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = rows_of(store, reader)
+    monkeypatch.setattr(NeighbourModel, "to_bytes", lambda self: b"?")
+    with pytest.raises(CorruptError, match="damaged coding tables"):
+        compress(store, reader, Compression())
+    after, _ = rows_of(store, reader)
+    assert np.array_equal(after, before)
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+@pytest.mark.parametrize("ratio", [0.0, 0.3])
+def test_passages_are_let_go_when_they_are_written(
+    store: Path, reader: BertReader, monkeypatch: pytest.MonkeyPatch, ratio: float, *,
+    neighbours: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(btr.compressing, "GROUP", 1)
+    alive: list[int] = []
+    decode = TokenStore.held_states
+
+    def counted(self: TokenStore, ordinals: range) -> list[PassageState | None]:
+        states = decode(self, ordinals)
+        held.extend(weakref.ref(state.rows) for state in states if state is not None)
+        alive.append(sum(found() is not None for found in held))
+        return states
+
+    held: list[weakref.ref[np.ndarray]] = []
+    monkeypatch.setattr(TokenStore, "held_states", counted)
+    compress(store, reader, Compression(ratio=ratio, neighbours=neighbours))
+    assert len(alive) >= 80  # two passes over 40 passages
+    assert max(alive) <= 20  # those of a shard of 16, and a few on their way
+
+
+def test_parts_are_counted_anew_when_passages_go(store: Path, reader: BertReader) -> None:
+    before = dict(compress(store, reader, Compression(ratio=0, neighbours=False)).compression)
+    remove_passages(store, range(5, 40))
+    manifest = compact(store, build_indexes)
+    sizes, after = store_sizes(store, manifest), manifest.compression
+    assert min(sizes.by_part.values()) >= 0
+    assert 0 < after["id_bytes"] < before["id_bytes"] / 4
+    _, ids = rows_of(store, reader)
+    assert after["shared_tokens"] == int(shared_ids(reader.vocabulary)[ids].sum())
 
 
 def test_lossless_coding_changes_no_bit(store: Path, reader: BertReader) -> None:

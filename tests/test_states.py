@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from btr.answering import Answerer
@@ -92,6 +94,15 @@ def test_the_answers_are_the_same(stores: tuple[Path, Path]) -> None:
             other.states([1])
 
 
+def test_states_are_made_in_the_dtype_of_the_store(stores: tuple[Path, Path]) -> None:
+    whole, part = (Answerer.open(store, dtype="bf16") for store in stores)
+    assert part.states is not None
+    passages = whole.store.passages(range(30))
+    stored = whole.store.states(range(30))
+    made = part.states.states(range(30), passages)
+    assert [s.rows.tobytes() for s in made] == [s.rows.tobytes() for s in stored]
+
+
 def test_such_a_store_is_changed_like_any_other(stores: tuple[Path, Path], reader: Reader) -> None:
     whole, part = stores
     for store in stores:
@@ -137,6 +148,10 @@ def test_the_most_asked_for_passages_are_chosen_then_beginnings() -> None:
 class Slow:
     """A store and a reader that take as long as they are told, and count."""
 
+    coding: object = None
+    dtype = torch.float32
+    manifest = SimpleNamespace(spec=SimpleNamespace(settings={"dtype": "float32"}))
+
     def __init__(self, load_s: float, make_s: float) -> None:
         self.load_s, self.make_s, self.loads, self.makes = load_s, make_s, 0, 0
 
@@ -171,6 +186,20 @@ def test_what_is_slower_is_left_alone() -> None:
     for i in range(40, 40 + PROBE):
         assert ask(source, [i % 100]) == [i % 100]
     assert disk.loads <= loads + 1
+
+    full = Slow(load_s=0.004, make_s=0.0005)
+    source = StateSource(full, full)  # type: ignore[arg-type]
+    for i in range(0, 40, 4):
+        assert ask(source, list(range(i, i + 4))) == list(range(i, i + 4))
+    assert full.loads == 4 + 3  # one was made to learn what that takes, then all
+
+    coded = Slow(load_s=0.004, make_s=0.0005)
+    coded.coding = "tables"
+    source = StateSource(coded, coded)  # type: ignore[arg-type]
+    for i in range(5):
+        assert ask(source, [i, 100, 50 + i]) == [i, 100, 50 + i]
+    assert coded.loads >= 10  # what is made now would be another
+    assert coded.makes == 1
 
     memory = Slow(load_s=0.0, make_s=0.002)
     source = StateSource(memory, memory)  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat, tee
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,7 @@ from btr.readers.base import Reader
 from btr.stop_words import shared_ids
 from btr.store.building import Building, changing
 from btr.store.coding import MOST_TOKENS, Coder
-from btr.store.coding_tables import CodingTables, write_coding
+from btr.store.coding_tables import CodingTables, load_coding, write_coding
 from btr.store.entropy import (
     CLASSES,
     DRIFTS,
@@ -163,11 +162,10 @@ class _Work:
         self._count()
         self.tables = self._tables()
         self.rank = self.tables.rank_of()
-        self.left_out = 0
         self.codebook = scratch / "codebook"
         self.codebook.touch()
         self.occurrences = self._merge() if how.ratio and not how.neighbours else None
-        if how.neighbours and (how.ratio or self.tables.shared.any()):
+        if how.neighbours:
             self.tables = replace(self.tables, neighbours=self._neighbours())
         if how.lossless:
             self.tables = replace(self.tables, model=self._model())
@@ -245,14 +243,16 @@ class _Work:
         self.tables = replace(self.tables, groups=sizes, codebook=book)
         return occurrences
 
-    def _neighbours(self) -> NeighbourModel:
-        """Fit what tokens are worked out with.
+    def _neighbours(self) -> NeighbourModel | None:
+        """Fit what tokens are worked out with; None if there is no id to work out.
 
         What an earlier compression fitted is kept if it has all bases: vectors that were worked out
         once come out the same again.
         """
         tables = self.tables
         based = tables.shared | ((self.counts[tables.ids] >= BASED) & (self.how.ratio > 0))
+        if not based.any():
+            return None
         owner = rows_of(based)
         earlier = self.store.coding
         if earlier is not None and earlier.neighbours is not None:
@@ -298,23 +298,27 @@ class _Work:
     def records(self) -> Iterator[list[StateRecord]]:
         """Coded records of the states that are stored, group by group."""
         coder = Coder(self.tables)
-        pieces, again = tee(self.passages("writing"))
-        tokens = (np.concatenate(ids) for _, ids in again)
-        gathered = self.occurrences.gather(tokens) if self.occurrences else repeat(None)
-        for (states, ids), merged in zip(pieces, gathered, strict=False):
-            if merged is None:
-                groups = _left_out(self.tables, self.rank, states, ids, self.how.ratio)
-                self.left_out += sum(int((group == 0).sum()) for group in groups)
-            else:
-                groups = np.split(merged, np.cumsum([len(row) for row in ids])[:-1])
+        self.spent.update(coder.spent(()))
+        for states, ids, groups in self._grouped():
             made = []
             for state, row, group in zip(states, ids, groups, strict=True):
                 if len(row) > MOST_TOKENS:
                     made.append(state_record(state))
                     continue
                 made.append(coder.encode(state, row, group)[0])
-                self.spent.update(coder.spent(made[-1]))
+            self.spent.update(coder.spent(made))
             yield made
+
+    def _grouped(self) -> Iterator[tuple[list[PassageState], list[Ints], list[Ints]]]:
+        """States, token ids, and for each token its group as :meth:`Coder.encode` takes it."""
+        pieces = self.passages("writing")
+        if self.occurrences is None:
+            for states, ids in pieces:
+                yield states, ids, _left_out(self.tables, self.rank, states, ids, self.how.ratio)
+            return
+        flats = ((piece, np.concatenate(piece[1])) for piece in pieces)
+        for (states, ids), merged in self.occurrences.gather(flats):
+            yield states, ids, np.split(merged, np.cumsum([len(row) for row in ids])[:-1])
 
 
 class Recompression:
@@ -418,7 +422,10 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
             )
         )  # fmt: skip
         first += shard.passages
-    write_coding(root / coding_name(generation), spec, generation, work.tables, work.codebook)
+    coding = root / coding_name(generation)
+    write_coding(coding, spec, generation, work.tables, work.codebook)
+    # The generation before is given up for this one: what can't be opened is not published.
+    load_coding(coding, spec, generation, files.file_size(coding))
     manifest = replace(
         base,
         generation=generation,
@@ -428,9 +435,7 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
             "top": work.how.top,
             "neighbours": work.tables.neighbours is not None,
             "shared_ids": int(work.tables.shared.sum()),
-            "shared_tokens": int(work.counts[work.tables.ids[work.tables.shared]].sum()),
             "merged_vectors": int(work.tables.groups.sum()),
-            "left_out_tokens": work.left_out,
             "lossless": work.how.lossless,
             **work.spent,
         },

@@ -128,12 +128,12 @@ def build_index(
         digest += f" states of {sha256(np.packbits(stateful).tobytes()).hexdigest()}"
     embedder = embedder or Embedder()
     spec = spec_of(reader, embedder, digest, options, shard_passages)
-    known = _Known(output, replace_known) if add else None
     rejects = output.with_name(output.name + ".rejects.jsonl")
     with StoreWriter.create(output, spec, resume=resume, add=add) as writer:
         # Opened under the store's lock: two builds of one store must not share the file.
         with Ledger(rejects, max_rejects=max_rejects) as ledger:
             try:
+                known = _Known(output, replace_known) if add else None
                 report(stage="encoding", skipped=writer.committed, source_bytes=0)
                 passages = read_passages(
                     plan, options=options, ledger=ledger,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ MOST_FILES = 200
 BLOCK = 1 << 14
 """Occurrences of an id that are matched with each other: time is quadratic in it."""
 
+T = TypeVar("T")
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
@@ -127,16 +128,17 @@ class OccurrenceFiles:
                 part.unlink()
         return groups
 
-    def gather(self, tokens: Iterable[Ints]) -> Iterator[Ints]:
+    def gather(self, pieces: Iterable[tuple[T, Ints]]) -> Iterator[tuple[T, Ints]]:
         """The group of each occurrence among its id's, -1 where it stays alone.
 
         Args:
-            tokens: The same token ids as were scattered, in the same order, piece by piece.
+            pieces: The same token ids as were scattered, in the same order, piece by piece, each
+                with something that is given back with its groups.
         """
         seen = np.zeros(len(self._counts), np.int64)
         with ExitStack() as stack:
             opened: dict[int, BinaryIO] = {}
-            for flat in tokens:
+            for item, flat in pieces:
                 groups = np.full(len(flat), -1, np.int64)
                 for number, mine in self._split(flat, seen):
                     if number not in opened:
@@ -144,7 +146,7 @@ class OccurrenceFiles:
                         opened[number] = stack.enter_context(file.open("rb"))
                     found = np.frombuffer(opened[number].read(4 * len(mine)), "<i4")
                     groups[mine] = np.where(found < 0, -1, found + self._offsets[number])
-                yield groups
+                yield item, groups
 
     def _file(self, kind: str, number: int) -> Path:
         return self._folder / f"{kind}-{number}"

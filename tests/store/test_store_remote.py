@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stub_store as stub
 from stub_changes import add, contents, expected, squeeze
 
-from btr.errors import BtrError, CorruptError, UsageError
+from btr.errors import BtrError, CorruptError, ResourceError, UsageError
 from btr.store import TokenStore
 from btr.store.change import remove_passages
-from btr.store.remote import address_of, copy_store
+from btr.store.remote import address_of, copy_store, open_system
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -47,6 +48,58 @@ def test_later_generations_are_copied_and_found(store: Path, address: str) -> No
     assert contents(Path(address)) == wanted
     copy_store(store, address)  # nothing to do
     assert contents(Path(address)) == wanted
+
+
+def test_another_store_is_not_overwritten(store: Path, tmp_path: Path, address: str) -> None:
+    stub.build(tmp_path / "other", 5, of=stub.spec(sources_digest="others"))
+    copy_store(tmp_path / "other", address)
+    with pytest.raises(UsageError, match="another store"):
+        copy_store(store, address)
+    assert contents(Path(address)) == expected(*range(5))
+
+
+def test_a_store_that_was_changed_otherwise_is_refused(
+    store: Path, tmp_path: Path, address: str
+) -> None:
+    twin = tmp_path / "twin"
+    stub.copy_tree(store, twin)
+    add(store, 5, 1)
+    copy_store(store, address)
+    there = contents(Path(address))
+    remove_passages(twin, [0])
+    with pytest.raises(UsageError, match="a later generation"):
+        copy_store(twin, address)  # of the same number
+    add(twin, 6, 1)
+    with pytest.raises(UsageError, match="changed otherwise"):
+        copy_store(twin, address)  # its shard of that name is another
+    assert contents(Path(address)) == there
+
+
+def test_an_interrupted_copy_goes_on(
+    store: Path, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, _ = open_system(address)
+    stub.build(tmp_path / "other", 5, of=stub.spec(sources_digest="others"))
+    put, sent = type(system).put_file, []
+
+    def failing(self: Any, source: str, target: str, **options: Any) -> None:
+        if len(sent) == limit:
+            raise OSError("the line is dead")
+        sent.append(Path(source).name)
+        put(self, source, target, **options)
+
+    monkeypatch.setattr(type(system), "put_file", failing)
+    # First of another store, whose shards are as long: none of them may stay.
+    for source, limit in ((tmp_path / "other", 3), (store, 4), (store, 6), (store, 99)):
+        if limit == 99:
+            copy_store(source, address)
+            break
+        with pytest.raises(ResourceError, match="the line is dead"):
+            copy_store(source, address)
+        with pytest.raises(UsageError, match="no store here"):
+            TokenStore.open(address)
+    assert contents(Path(address)) == expected(*range(5))
+    assert len(sent[3:]) == len(set(sent[3:])) == len(stub.tree(store)) - 1
 
 
 def test_a_damaged_copy_is_refused(

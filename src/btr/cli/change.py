@@ -86,7 +86,6 @@ def remove(
     Their bytes stay in the store until btr compact.
     """
     from btr.store.change import remove_passages
-    from btr.store.reader import TokenStore
 
     wanted = list(ids or [])
     if ids_from is not None:
@@ -96,19 +95,23 @@ def remove(
             raise InputError("not UTF-8", where=str(ids_from), found=str(error)) from None
     if not wanted and not documents:
         raise UsageError("nothing to remove", todo="give ids, --document or --ids-from")
-    with TokenStore.open(store) as opened:
-        ordinals = {opened.ordinal(passage_id) for passage_id in wanted}
+    found: set[int] = set()
+
+    def find(opened: TokenStore) -> set[int]:
+        found.update(opened.ordinal(passage_id) for passage_id in wanted)
         missing = set(documents or [])
         if documents:
             for ordinal, passage in enumerate(opened.iter_passages()):
                 if passage.document in documents and not opened.is_removed(ordinal):
-                    ordinals.add(ordinal)
+                    found.add(ordinal)
                     missing.discard(passage.document)
         if missing:
             raise InputError("no passage is of this document", where=repr(min(missing)),
                              todo="name it as btr ask does")  # fmt: skip
-    manifest = remove_passages(store, ordinals)
-    _report(store, manifest, f"{len(ordinals):,} passages removed", json)
+        return found
+
+    manifest = remove_passages(store, find)
+    _report(store, manifest, f"{len(found):,} passages removed", json)
 
 
 def compact(

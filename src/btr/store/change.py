@@ -5,6 +5,7 @@ Adding is building: see ``StoreWriter.create(..., add=True)``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count, islice
@@ -16,6 +17,7 @@ from btr import files
 from btr.data.passages import Passage
 from btr.errors import UsageError
 from btr.store.building import Building, Derive, changing
+from btr.store.coding import Coder
 from btr.store.format import Manifest, ShardCommit, shard_totals
 from btr.store.ids import build_ids
 from btr.store.names import SHARDS, ids_name, shard_name
@@ -23,14 +25,18 @@ from btr.store.reader import TokenStore
 from btr.store.shard_file import write_shard_file
 
 
-def remove_passages(path: Path | str, ordinals: Iterable[int]) -> Manifest:
+def remove_passages(
+    path: Path | str, which: Iterable[int] | Callable[[TokenStore], Iterable[int]]
+) -> Manifest:
     """Commit a generation in which passages count no more.
 
     Their bytes stay until :func:`compact`.
 
     Args:
         path: The store.
-        ordinals: Of the current generation; those that are removed already are no error.
+        which: Ordinals, or what finds them in the store, which nobody else changes meanwhile: a
+            passage may have another ordinal in the next generation. Those that are removed already
+            are no error.
 
     Returns:
         The manifest of the new generation, or of the current one if nothing changes.
@@ -39,10 +45,16 @@ def remove_passages(path: Path | str, ordinals: Iterable[int]) -> Manifest:
         UsageError: An ordinal is out of range, all passages would go, or an addition is unfinished.
         LockedError: Another process is changing the store.
         ResourceError: No space; the store is as it was.
+        InputError, CorruptError: As raised by ``which``.
     """
     with changing(path) as building:
         base = _base(building)
         old = building.removed()
+        if callable(which):
+            with TokenStore.open(building.target) as store:
+                ordinals = which(store)
+        else:
+            ordinals = which
         gone = np.union1d(old, np.asarray(sorted(ordinals), np.int64))
         if len(gone) == len(old):
             building.collect()
@@ -113,17 +125,22 @@ def _rewrite(
     files.make_folder(root / SHARDS)
     kept = (ordinal for ordinal in range(base.ordinals) if not store.is_removed(ordinal))
     commits: list[ShardCommit] = []
+    coder = None if store.coding is None else Coder(store.coding)
+    spent: Counter[str] = Counter()
     done = 0
     for number in count(base.shards[-1].number + 1):
         group = list(islice(kept, spec.passages_per_shard))
         if not group:
             break
+        records = store.state_records(group)
         commits.append(
             write_shard_file(
-                root / shard_name(number), spec, store_id, number, store.passages(group),
-                store.state_records(group), store.vectors_of(group),
+                root / shard_name(number), spec, store_id, number, store.passages(group), records,
+                store.vectors_of(group),
             )
         )  # fmt: skip
+        if coder is not None:
+            spent.update(coder.spent(records))
         done += len(group)
         progress(done, base.passages)
     written = [shard_name(commit.shard) for commit in commits]
@@ -133,7 +150,10 @@ def _rewrite(
     if derive is not None and base.lexical_folders:
         written += building.derive(derive, _live(store), 0)
     dropped = (SHARDS, "ids", "removed", "retrieval")
-    manifest = replace(base, generation=generation, **shard_totals(commits))
+    manifest = replace(
+        base, generation=generation, compression={**base.compression, **spent},
+        **shard_totals(commits),
+    )  # fmt: skip
     others = [entry for entry in base.files if not entry.name.startswith(dropped)]
     return building.seal(manifest, written, kept=others)
 

@@ -17,7 +17,8 @@ are read more than needed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -102,15 +103,25 @@ class Coder:
         )  # fmt: skip
         return state_record(state, np.frombuffer(body, np.uint8)), rows
 
-    def spent(self, record: StateRecord) -> dict[str, int]:
-        """Bytes of a coded record by what they are: token ids, references, scales."""
-        trail, alone, referring, references = BODY.unpack(record.body[: BODY.size].tobytes())
-        own = alone + referring
-        return {
-            "id_bytes": record.tokens + trail,
-            "reference_bytes": references + (-(-own // 8) if referring else 0),
-            "scale_bytes": own * self.tables.scale_bytes,
-        }
+    def spent(self, records: Iterable[StateRecord]) -> dict[str, int]:
+        """What coded records hold: bytes of the parts, and tokens without vectors of their own.
+
+        Args:
+            records: Of a store; those that are not coded count nothing.
+        """
+        spent = Counter(id_bytes=0, reference_bytes=0, scale_bytes=0, shared_tokens=0,
+                        left_out_tokens=0)  # fmt: skip
+        for record in records:
+            if not record.is_coded:
+                continue
+            trail, alone, referring, references = BODY.unpack(record.body[: BODY.size].tobytes())
+            own = alone + referring
+            spent["id_bytes"] += record.tokens + trail
+            spent["reference_bytes"] += references + (-(-own // 8) if referring else 0)
+            spent["scale_bytes"] += own * self.tables.scale_bytes
+            spent["shared_tokens"] += record.tokens - own
+            spent["left_out_tokens"] += referring if self.tables.neighbours is not None else 0
+        return dict(spent)
 
     def decode(self, records: Sequence[StateRecord]) -> list[PassageState | None]:
         """The states of coded records; None where a record, the tables or the codebook is damaged.

@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar
@@ -314,10 +314,9 @@ class TokenStore:
     def vectors_of(self, ordinals: Sequence[int]) -> np.ndarray:
         """Dense vectors of passages, int8 ``[n, dense_dim]``, in ascending order of ordinals."""
         parts = []
-        for index, (first, end) in enumerate(pairwise(self._starts)):
-            inside = [ordinal - first for ordinal in ordinals if first <= ordinal < end]
-            if inside:
-                parts.append(self._shard(index).vectors()[inside])
+        for index, inside in groupby(ordinals, lambda o: bisect_right(self._starts, o) - 1):
+            first = self._starts[index]
+            parts.append(self._shard(index).vectors()[[ordinal - first for ordinal in inside]])
         return np.concatenate(parts)
 
     def close(self) -> None:
