@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+import btr.compressing
 import btr.occurrences
 from btr.cluster import Cluster, read_spool, write_spool
 from btr.compressing import Compression, compress
 from btr.data.passages import Passage
-from btr.errors import UsageError
+from btr.errors import CorruptError, UsageError
 from btr.indexing import IndexProgress, build_index
 from btr.readers.base import Reader
 from btr.readers.load import load_reader
@@ -71,14 +74,14 @@ def content(store: Path) -> dict[str, bytes]:
 
 
 def workers() -> list[int]:
-    """Processes of encoders."""
+    """Processes that work."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if line.startswith(b"ray::") and b"ShardEncoder" in line:
+        if line.startswith(b"ray::MapWorker"):
             found.append(int(folder.name))
     return found
 
@@ -135,20 +138,43 @@ def test_a_cluster_goes_on_with_what_one_process_began(
     assert content(tmp_path / "s") == content(tmp_path / "single")
 
 
+@pytest.mark.parametrize("neighbours", [True, False])
 def test_a_cluster_compresses_to_the_same_bytes(
     tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, *, neighbours: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(btr.occurrences, "FILE_BYTES", 400)
     monkeypatch.setattr(btr.occurrences, "MOST_FILES", 1000)
-    for name in ("a", "b"):
-        build_index([sources], tmp_path / name, reader, embedder=Embedder(), shard_passages=SHARD)
-    compress(tmp_path / "a", reader, Compression(ratio=0.3, neighbours=False))
-    compress(tmp_path / "b", reader, Compression(ratio=0.3, neighbours=False), cluster=cluster)
-    with pytest.raises(UsageError, match="only merging is done on a cluster"):
-        compress(tmp_path / "b", reader, Compression(), cluster=cluster)
+    monkeypatch.setattr(btr.compressing, "BASED", 4)
+    how = Compression(ratio=0.3, neighbours=neighbours, lossless=neighbours)
+    build_index([sources], tmp_path / "a", reader, embedder=Embedder(), shard_passages=SHARD)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    manifest = compress(tmp_path / "a", reader, how)
+    assert manifest.compression["left_out_tokens" if neighbours else "merged_vectors"] > 0
+    stages = Counter[str]()
+    compress(tmp_path / "b", reader, how, lambda stage, done, total: stages.update([stage]),
+             cluster)  # fmt: skip
+    assert stages["writing"] == 8
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert verify(tmp_path / "b").ok
+    assert not (tmp_path / "b.building").exists()
+
+
+def test_an_error_of_a_worker_is_the_error_of_the_command(
+    tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster
+) -> None:
+    store = tmp_path / "s"
+    build_index([sources], store, reader, embedder=Embedder(), shard_passages=SHARD)
+    shard = store / "shards" / "00000003.btr"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    with pytest.raises(CorruptError) as one:
+        compress(store, reader, Compression())
+    with pytest.raises(CorruptError) as other:
+        compress(store, reader, Compression(), cluster=cluster)
+    assert str(other.value) == str(one.value)
+    shard.write_bytes(data)
+    assert compress(store, reader, Compression(), cluster=cluster).generation == 1
 
 
 def test_passages_come_back_from_the_spool_as_they_were(tmp_path: Path) -> None:

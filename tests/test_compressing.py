@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+import btr.coding_shards
 import btr.compressing
 import btr.occurrences
 from btr.bits import hamming
@@ -297,7 +298,7 @@ def test_passages_are_let_go_when_they_are_written(
     store: Path, reader: BertReader, monkeypatch: pytest.MonkeyPatch, ratio: float, *,
     neighbours: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(btr.compressing, "GROUP", 1)
+    monkeypatch.setattr(btr.coding_shards, "GROUP", 1)
     alive: list[int] = []
     decode = TokenStore.held_states
 

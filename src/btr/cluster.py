@@ -1,4 +1,4 @@
-"""Encode the shards of a build on a Ray cluster.
+"""Encode the shards of a build on a Ray cluster, and map over rows on it.
 
 The driver cuts the passages and lays each shard's down in the building folder; workers encode and
 write shards; the driver takes them over in order, as if it had written them itself. A shard's bytes
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from btr import files
 from btr.data.passages import Passage
-from btr.errors import CorruptError, IncompatibleError, UsageError
+from btr.errors import BtrError, CorruptError, IncompatibleError, UsageError, error_of
 from btr.readers.base import Reader
 from btr.store.building import COMMITS
 from btr.store.format import MAX_FILE_BYTES, StoreSpec
@@ -145,7 +145,7 @@ def encode_on_cluster(
         UsageError: Ray is not installed, or the cluster is not protected.
         CorruptError: A shard that a worker has reported is not there.
     """
-    ray = _ray(cluster)
+    _ray(cluster)  # Refused before anything is laid down.
     root = Path(job.root)
     if not os.path.lexists(root / SPOOL):
         files.make_folder(root / SPOOL)
@@ -155,12 +155,8 @@ def encode_on_cluster(
         numbers.append(number)
     if not numbers:
         return
-    rows = ray.data.from_items([{"shard": n} for n in numbers], override_num_blocks=len(numbers))
-    done = rows.map(
-        ShardEncoder, fn_constructor_args=(asdict(job),), num_cpus=cluster.threads,
-        compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(numbers))),
-    )  # fmt: skip
-    for row in done.iter_rows():
+    rows = [{"shard": number} for number in numbers]
+    for row in map_on_cluster(ShardEncoder, rows, cluster, {"job": asdict(job)}):
         report(int(row["passages"]), int(row["tokens"]))
     for number in numbers:
         if writer.next_shard != number or not writer.adopt():
@@ -169,19 +165,57 @@ def encode_on_cluster(
                                todo="see that all workers share the folder; resume")  # fmt: skip
 
 
+class Worker:
+    """Does its work row by row, and tells errors as values: Ray would raise them as its own.
+
+    Args:
+        work: A function, or a class whose instance is called.
+        setup: Arguments of the class; None for a function.
+    """
+
+    def __init__(self, work: Callable[..., Any], setup: dict[str, Any] | None) -> None:
+        self._work, self._setup = work, setup
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        """What the work gives for a row of plain values, or its error, as JSON."""
+        try:
+            if self._setup is not None:
+                self._work, self._setup = self._work(**self._setup), None
+            return {"told": json.dumps({"done": self._work(row)})}
+        except BtrError as error:
+            return {"told": json.dumps({"failed": error.as_dict()})}
+
+
 def map_on_cluster(
-    work: Callable[[dict[str, Any]], dict[str, Any]],
+    work: Callable[..., Any],
     rows: Sequence[dict[str, Any]],
     cluster: Cluster,
+    setup: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Apply a function that may be run twice to rows of plain values, in any order.
+    """Apply what may be run twice to rows of plain values, in any order.
+
+    Args:
+        work: A function, or a class whose instances are called, one a worker.
+        rows: What it is called with.
+        cluster: Where.
+        setup: Arguments of the class; None for a function.
 
     Raises:
         UsageError: Ray is not installed, or the cluster is not protected.
+        BtrError: What a worker raised.
     """
-    if rows:
-        data = _ray(cluster).data.from_items(list(rows), override_num_blocks=len(rows))
-        yield from data.map(work, num_cpus=cluster.threads).iter_rows()
+    ray = _ray(cluster)
+    if not rows:
+        return
+    done = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
+        Worker, fn_constructor_args=(work, setup), num_cpus=cluster.threads,
+        compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(rows))),
+    )  # fmt: skip
+    for row in done.iter_rows():
+        told = json.loads(row["told"])
+        if "failed" in told:
+            raise error_of(told["failed"])
+        yield told["done"]
 
 
 def write_spool(root: Path, shard: int, passages: Iterable[Passage]) -> None:

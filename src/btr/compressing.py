@@ -5,7 +5,8 @@ positive. 2: write the vectors of all ids that are not shared to files of a boun
 merge within each id; write the merged vectors to the codebook and each occurrence's group to a file
 again. Or, beyond the method, fit on a sample what vectors are worked out with. 3: write the shards,
 with every passage's groups read back in the order in which they were written. Memory holds one such
-file and the counts of the vocabulary, whatever the corpus.
+file, one shard and the counts of the vocabulary, whatever the corpus. ``btr.coding_shards`` is what
+passes 1 and 3 do with a part of the store.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from btr import files
-from btr.cluster import Cluster
-from btr.errors import IncompatibleError, UsageError
+from btr.cluster import Cluster, map_on_cluster
+from btr.coding_shards import (
+    CodedShard,
+    CodingJob,
+    Counts,
+    ShardCoder,
+    TokenCounter,
+    bits_of_states,
+    code_shard,
+    count_tokens,
+    groups_of,
+    left_out,
+    parts_of,
+    scale_bytes,
+    states_of,
+)
+from btr.errors import UsageError
 from btr.occurrences import OccurrenceFiles
 from btr.readers.base import Reader
 from btr.stop_words import shared_ids
 from btr.store.building import Building, changing
-from btr.store.coding import MOST_TOKENS, Coder
+from btr.store.coding import Coder
 from btr.store.coding_tables import CodingTables, load_coding, write_coding
 from btr.store.entropy import (
     CLASSES,
@@ -43,11 +61,7 @@ from btr.store.format import Manifest, PassageState, ShardCommit, StoreSpec, sha
 from btr.store.names import CODING, SHARDS, coding_name, shard_name
 from btr.store.neighbours import NeighbourFit, NeighbourModel, rows_of
 from btr.store.reader import TokenStore
-from btr.store.shard import StateRecord, state_record
-from btr.store.shard_file import write_shard_file
-
-GROUP = 256
-"""Passages that are read and coded together."""
+from btr.store.shard import StateRecord
 
 CLASSED = 32
 """Occurrences from which an id has probabilities of its own: what they save is then more."""
@@ -102,7 +116,8 @@ def compress(
         reader: Any that tokenises as the one that made the store.
         how: What is shared and merged.
         progress: Called with the stage, passages (or, merging, files) done and in all.
-        cluster: Merge there; None for this process alone. The store is the same.
+        cluster: Count, merge and (where nothing merges) code there; None for this process alone.
+            The store is the same.
 
     Returns:
         The new generation's manifest.
@@ -114,9 +129,6 @@ def compress(
         CorruptError: A record is damaged; the store is as it was.
         ResourceError: No space; the store is as it was.
     """
-    if cluster is not None and how.neighbours:
-        raise UsageError("only merging is done on a cluster", where="compress",
-                         todo="ask for the paper's way, or leave out the cluster")  # fmt: skip
     if not 0 <= how.ratio <= 0.5 or how.top < 0:
         raise UsageError("a setting out of range", where="compress", found=str(how),
                          expected="a ratio of 0 to 0.5, a top of at least 0")  # fmt: skip
@@ -155,11 +167,8 @@ class _Work:
         self.bits_bytes = self.spec.row_bytes - self.spec.scale_bytes
         vocabulary = reader.vocabulary
         self.share = shared_ids(vocabulary)
-        self.counts = np.zeros(len(vocabulary), np.int64)
-        self.positive = np.zeros((len(vocabulary), 8 * self.bits_bytes), np.int32)
-        self.scales = np.zeros(len(vocabulary))
-        self.spent: Counter[str] = Counter()
-        self._count()
+        counts = self._count(Counts.nothing(len(vocabulary), 8 * self.bits_bytes))
+        self.counts, self.positive, self.scales = counts.tokens, counts.positive, counts.scales
         self.tables = self._tables()
         self.rank = self.tables.rank_of()
         self.codebook = scratch / "codebook"
@@ -170,43 +179,46 @@ class _Work:
         if how.lossless:
             self.tables = replace(self.tables, model=self._model())
 
-    # -- pass 1 -------------------------------------------------------------------------------
+    def job(self, root: Path, generation: int) -> CodingJob:
+        """For workers of a cluster."""
+        reader = self.reader
+        mode: Literal["decomposed", "btr"] = "btr" if reader.mode == "btr" else "decomposed"
+        return CodingJob(str(self.store.path.absolute()), str(root.absolute()),
+                         str(self.scratch.absolute()), generation, reader.name, mode,
+                         self.how.ratio)  # fmt: skip
 
     def passages(
         self, stage: Stage, every: int = 1
     ) -> Iterator[tuple[list[PassageState], list[Ints]]]:
         """States and token ids of all passages, group by group, or of each so many-th group."""
         total = len(self.store)
-        for first in range(0, total, every * GROUP):
-            ordinals = range(first, min(total, first + GROUP))
-            held = self.store.held_states(ordinals)
-            there = [o for o, state in zip(ordinals, held, strict=True) if state is not None]
-            states = [state for state in held if state is not None]
-            ids = self.reader.token_ids(self.store.passages(there))
-            for ordinal, state, row in zip(there, states, ids, strict=True):
-                if len(state.rows) != len(row):
-                    raise IncompatibleError(
-                        "the reader's tokenizer cuts a passage otherwise than the store",
-                        where=f"{self.store.path}, passage {ordinal}",
-                        expected=f"{len(state.rows)} tokens", found=f"{len(row)}",
-                    )  # fmt: skip
+        for group in groups_of(range(total))[::every]:
+            _, states, ids = states_of(self.store, self.reader, group)
             if states:
-                yield states, [np.asarray(row, np.int64) for row in ids]
-            self.progress(stage, ordinals.stop, total)
+                yield states, ids
+            self.progress(stage, group.stop, total)
 
-    def _count(self) -> None:
-        b = self.bits_bytes
-        for states, ids in self.passages("counting"):
-            flat = np.concatenate(ids)
-            rows = np.concatenate([state.rows for state in states])
-            self.counts += np.bincount(flat, minlength=len(self.counts))
-            order = np.argsort(flat, kind="stable")
-            found, firsts = np.unique(flat[order], return_index=True)
-            signs = np.unpackbits(rows[order, :b], axis=1)
-            self.positive[found] += np.add.reduceat(signs, firsts, axis=0, dtype=np.int32)
-            if self.spec.scale_bytes:
-                values = _scale_values(rows[order, b:], self.spec.kind)
-                self.scales[found] += np.add.reduceat(values, firsts)
+    # -- pass 1 -------------------------------------------------------------------------------
+
+    def _count(self, counts: Counts) -> Counts:
+        total = len(self.store)
+        done = 0
+        if self.cluster is None:
+            for part in parts_of(total):
+                counts.add_counts(count_tokens(self.store, self.reader, part))
+                self.progress("counting", part.stop, total)
+            return counts
+        rows = [{"first": part.start, "end": part.stop} for part in parts_of(total)]
+        job = self.job(self.scratch, 0)
+        counted: dict[int, Path] = {}
+        for row in map_on_cluster(TokenCounter, rows, self.cluster, job.fields):
+            counted[int(row["first"])] = Path(row["file"])
+            done += int(row["end"]) - int(row["first"])
+            self.progress("counting", done, total)
+        # In the order of the parts: sums of scales are rounded.
+        for _, file in sorted(counted.items()):
+            counts.add_saved(file)
+        return counts
 
     def _tables(self) -> CodingTables:
         present = np.flatnonzero(self.counts)
@@ -217,7 +229,7 @@ class _Work:
         rows = np.packbits(2 * self.positive[own] > self.counts[own, None], axis=1)
         if self.spec.scale_bytes:
             means = self.scales[own] / self.counts[own]
-            rows = np.concatenate([rows, _scale_bytes(means, self.spec.kind)], axis=1)
+            rows = np.concatenate([rows, scale_bytes(means, self.spec.kind)], axis=1)
         nothing = np.empty((0, self.bits_bytes), np.uint8)
         return CodingTables(
             ids, shared, rows, np.zeros(len(ids), np.int64), nothing, self.spec.scale_bytes
@@ -230,7 +242,7 @@ class _Work:
         own = self.tables.ids[~self.tables.shared]
         occurrences = OccurrenceFiles(self.scratch, own, self.counts, self.bits_bytes)
         occurrences.scatter(
-            (np.concatenate(ids), _bits(states, self.bits_bytes))
+            (np.concatenate(ids), bits_of_states(states, self.bits_bytes))
             for states, ids in self.passages("scattering")
         )
         groups = occurrences.merge(
@@ -266,7 +278,7 @@ class _Work:
         every = max(1, len(self.store) // FITTED)
         for states, ids in self.passages("fitting", every):
             ranks = self.rank[np.concatenate(ids)]
-            bits = _bits(states, self.bits_bytes)
+            bits = bits_of_states(states, self.bits_bytes)
             fit.add(bits, ~tables.shared[ranks], [len(row) for row in ids], ranks)
         own = tables.ids[based]
         return fit.model(2 * self.positive[own] / self.counts[own, None] - 1)
@@ -292,33 +304,6 @@ class _Work:
                 bits = np.unpackbits(state.rows[places, : self.bits_bytes], axis=1)
                 kernels().tally(bits, classes[owner[rank[row[places]]]], counted, nominal())
         return BitModel(owner, classes, probabilities(counted))
-
-    # -- pass 3 -------------------------------------------------------------------------------
-
-    def records(self) -> Iterator[list[StateRecord]]:
-        """Coded records of the states that are stored, group by group."""
-        coder = Coder(self.tables)
-        self.spent.update(coder.spent(()))
-        for states, ids, groups in self._grouped():
-            made = []
-            for state, row, group in zip(states, ids, groups, strict=True):
-                if len(row) > MOST_TOKENS:
-                    made.append(state_record(state))
-                    continue
-                made.append(coder.encode(state, row, group)[0])
-            self.spent.update(coder.spent(made))
-            yield made
-
-    def _grouped(self) -> Iterator[tuple[list[PassageState], list[Ints], list[Ints]]]:
-        """States, token ids, and for each token its group as :meth:`Coder.encode` takes it."""
-        pieces = self.passages("writing")
-        if self.occurrences is None:
-            for states, ids in pieces:
-                yield states, ids, _left_out(self.tables, self.rank, states, ids, self.how.ratio)
-            return
-        flats = ((piece, np.concatenate(piece[1])) for piece in pieces)
-        for (states, ids), merged in self.occurrences.gather(flats):
-            yield states, ids, np.split(merged, np.cumsum([len(row) for row in ids])[:-1])
 
 
 class Recompression:
@@ -357,7 +342,7 @@ class Recompression:
             states: Of at most 65,535 tokens each.
             ids: ``[t]`` token ids of each.
         """
-        groups = _left_out(self.tables, self._rank, states, ids, self.ratio)
+        groups = left_out(self.tables, self._rank, states, ids, self.ratio)
         return [
             self._coder.encode(state, row, group)[0]
             for state, row, group in zip(states, ids, groups, strict=True)
@@ -368,94 +353,60 @@ class Recompression:
         return [state for state in self._coder.decode(records) if state is not None]
 
 
-def _left_out(
-    tables: CodingTables,
-    rank_of: Ints,
-    states: Sequence[PassageState],
-    ids: Sequence[Ints],
-    ratio: float,
-) -> list[Ints]:
-    """For each state 0 for the tokens to leave out, -1 for all others.
-
-    Args:
-        tables: What the left out are worked out with.
-        rank_of: Of every id.
-        states: Of passages.
-        ids: ``[t]`` token ids of each.
-        ratio: Share of each passage's stored tokens.
-    """
-    lengths = [len(row) for row in ids]
-    ranks = rank_of[np.concatenate(ids)]
-    gone = np.zeros(len(ranks), np.bool_)
-    if tables.neighbours is not None and ratio:
-        bits = _bits(states, tables.bits_bytes)
-        gone = tables.neighbours.guessed_best(bits, ~tables.shared[ranks], lengths, ranks, ratio)
-    return np.split(gone.astype(np.int64) - 1, np.cumsum(lengths)[:-1])
-
-
-def _bits(states: Sequence[PassageState], bits_bytes: int) -> Bytes:
-    """The bits of passages' tokens, one after the other, without scales."""
-    rows: Bytes = np.concatenate([state.rows for state in states])
-    return rows[:, :bits_bytes]
-
-
 def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
-    """Pass 3: the shards and the coding file of the new generation."""
+    """Pass 3: the coding file and the shards of the new generation."""
     base, root, generation = store.manifest, building.root, building.generation
-    spec, store_id = base.spec, base.spec.store_id
+    spec, tables, total = base.spec, work.tables, len(store)
     files.make_folder(root / SHARDS)
-    records = (record for group in work.records() for record in group)
-    number = base.shards[-1].number
-    commits: list[ShardCommit] = []
-    first = 0
-    for shard in base.shards:
-        number += 1
-        ordinals = range(first, first + shard.passages)
-        states = [
-            record if record.is_absent else next(records)
-            for record in store.state_records(ordinals)
-        ]
-        commits.append(
-            write_shard_file(
-                root / shard_name(number), spec, store_id, number, store.passages(ordinals),
-                states, store.vectors_of(ordinals),
-            )
-        )  # fmt: skip
-        first += shard.passages
     coding = root / coding_name(generation)
-    write_coding(coding, spec, generation, work.tables, work.codebook)
+    write_coding(coding, spec, generation, tables, work.codebook)
     # The generation before is given up for this one: what can't be opened is not published.
-    load_coding(coding, spec, generation, files.file_size(coding))
+    tables = load_coding(coding, spec, generation, files.file_size(coding))
+    ends = list(accumulate(shard.passages for shard in base.shards))
+    rows = [
+        {"number": number, "first": end - shard.passages, "end": end}
+        for number, (shard, end) in enumerate(
+            zip(base.shards, ends, strict=True), base.shards[-1].number + 1
+        )
+    ]
+    coded: dict[int, CodedShard] = {}
+
+    def done(number: int, shard: CodedShard) -> None:
+        coded[number] = shard
+        work.progress("writing", sum(s.commit.passages for s in coded.values()), total)
+
+    if work.cluster is not None and work.occurrences is None:
+        job = work.job(root, generation)
+        for row in map_on_cluster(ShardCoder, rows, work.cluster, job.fields):
+            commit = ShardCommit(**row["commit"])
+            done(int(row["number"]), CodedShard(commit, row["spent"]))
+    else:
+        coder = Coder(tables)
+        gathering = nullcontext(None) if work.occurrences is None else work.occurrences.gathering()
+        with gathering as merged:
+            for row in rows:
+                number, ordinals = row["number"], range(row["first"], row["end"])
+                shard = code_shard(store, work.reader, coder, work.how.ratio, ordinals,
+                                   root / shard_name(number), number, merged)  # fmt: skip
+                done(number, shard)
+    spent: Counter[str] = Counter()
+    for shard in coded.values():
+        spent.update(shard.spent)
     manifest = replace(
         base,
         generation=generation,
-        **shard_totals(commits),
+        **shard_totals([coded[row["number"]].commit for row in rows]),
         compression={
             "ratio": work.how.ratio,
             "top": work.how.top,
-            "neighbours": work.tables.neighbours is not None,
-            "shared_ids": int(work.tables.shared.sum()),
-            "merged_vectors": int(work.tables.groups.sum()),
+            "neighbours": tables.neighbours is not None,
+            "shared_ids": int(tables.shared.sum()),
+            "merged_vectors": int(tables.groups.sum()),
             "lossless": work.how.lossless,
-            **work.spent,
+            **spent,
         },
     )
     kept = [entry for entry in building.lasting_files()
             if not entry.name.startswith((SHARDS, CODING))]  # fmt: skip
-    written = [*(shard_name(commit.shard) for commit in commits), coding_name(generation)]
+    written = [*(shard_name(row["number"]) for row in rows), coding_name(generation)]
     return building.seal(manifest, written, kept=kept, removed=building.removed())
-
-
-def _scale_values(scales: Bytes, kind: str) -> NDArray[np.float64]:
-    """``[n]`` scales, or the logarithms that stand for them."""
-    packed = np.ascontiguousarray(scales)
-    if kind == "bits+rms16":
-        return packed.view("<f2")[:, 0].astype(np.float64)
-    return packed[:, 0].astype(np.float64)
-
-
-def _scale_bytes(means: NDArray[np.float64], kind: str) -> Bytes:
-    """The inverse of :func:`_scale_values`, of means."""
-    if kind == "bits+rms16":
-        return means.astype("<f2")[:, None].view(np.uint8)
-    return np.rint(means).astype(np.uint8)[:, None]

@@ -14,6 +14,9 @@ Interrupted work exits with 130 (Ctrl-C) or 143 (SIGTERM) and can be resumed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class BtrError(Exception):
     """One line for the user: what happened, where, and what to do.
@@ -114,3 +117,10 @@ class RejectsError(BtrError):
 
     code = "rejects"
     exit_status = 8
+
+
+def error_of(fields: Mapping[str, Any]) -> BtrError:
+    """The error that :meth:`BtrError.as_dict` told."""
+    names = ("where", "expected", "found", "todo")
+    (kind,) = (k for k in [BtrError, *BtrError.__subclasses__()] if k.code == fields["code"])
+    return kind(fields["what"], **{name: fields[name] for name in names})

@@ -11,10 +11,10 @@ was written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ MOST_FILES = 200
 BLOCK = 1 << 14
 """Occurrences of an id that are matched with each other: time is quadratic in it."""
 
-T = TypeVar("T")
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
@@ -128,25 +127,27 @@ class OccurrenceFiles:
                 part.unlink()
         return groups
 
-    def gather(self, pieces: Iterable[tuple[T, Ints]]) -> Iterator[tuple[T, Ints]]:
-        """The group of each occurrence among its id's, -1 where it stays alone.
+    @contextmanager
+    def gathering(self) -> Iterator[Callable[[Ints], Ints]]:
+        """A function that gives the group of each occurrence among its id's, -1 where it is alone.
 
-        Args:
-            pieces: The same token ids as were scattered, in the same order, piece by piece, each
-                with something that is given back with its groups.
+        It is called with the same token ids as were scattered, in the same order, piece by piece.
         """
         seen = np.zeros(len(self._counts), np.int64)
+        opened: dict[int, BinaryIO] = {}
+
+        def gather(flat: Ints) -> Ints:
+            groups = np.full(len(flat), -1, np.int64)
+            for number, mine in self._split(flat, seen):
+                if number not in opened:
+                    file = self._file("groups", number)
+                    opened[number] = stack.enter_context(file.open("rb"))
+                found = np.frombuffer(opened[number].read(4 * len(mine)), "<i4")
+                groups[mine] = np.where(found < 0, -1, found + self._offsets[number])
+            return groups
+
         with ExitStack() as stack:
-            opened: dict[int, BinaryIO] = {}
-            for item, flat in pieces:
-                groups = np.full(len(flat), -1, np.int64)
-                for number, mine in self._split(flat, seen):
-                    if number not in opened:
-                        file = self._file("groups", number)
-                        opened[number] = stack.enter_context(file.open("rb"))
-                    found = np.frombuffer(opened[number].read(4 * len(mine)), "<i4")
-                    groups[mine] = np.where(found < 0, -1, found + self._offsets[number])
-                yield item, groups
+            yield gather
 
     def _file(self, kind: str, number: int) -> Path:
         return self._folder / f"{kind}-{number}"
