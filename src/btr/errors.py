@@ -122,5 +122,6 @@ class RejectsError(BtrError):
 def error_of(fields: Mapping[str, Any]) -> BtrError:
     """The error that :meth:`BtrError.as_dict` told."""
     names = ("where", "expected", "found", "todo")
-    (kind,) = (k for k in [BtrError, *BtrError.__subclasses__()] if k.code == fields["code"])
+    kinds: list[type[BtrError]] = [BtrError, *BtrError.__subclasses__()]
+    (kind,) = (kind for kind in kinds if kind.code == fields["code"])
     return kind(fields["what"], **{name: fields[name] for name in names})
