@@ -95,6 +95,7 @@ def index(
             "10^12 operations a second; an assumption, not a measurement.",
         ),
     ] = 200.0,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="For --dry-run: so many of them.")] = 1,
     dtype: DtypeOption = None,
     max_rejects: Annotated[
         int,
@@ -122,7 +123,7 @@ def index(
     chosen = dtype or default_dtype()
     loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
     if output is None:
-        _estimate(sources, loaded, gpu_tflops, json)
+        _estimate(sources, loaded, gpu_tflops, gpus, json)
         return
     target = output
     stateful = None
@@ -145,7 +146,7 @@ def index(
     )  # fmt: skip
 
 
-def _estimate(sources: list[Path], reader: Reader, gpu_tflops: float, json: str) -> None:
+def _estimate(sources: list[Path], reader: Reader, gpu_tflops: float, gpus: int, json: str) -> None:
     """Print what a build would take."""
     from dataclasses import asdict
 
@@ -164,11 +165,13 @@ def _estimate(sources: list[Path], reader: Reader, gpu_tflops: float, json: str)
         ("in all", bytes_text(sum(found.bytes.values()))),
         *((f"  {part}", bytes_text(size)) for part, size in found.bytes.items() if size),
         ("here", f"{found.hours:.2f} hours, {found.passages_per_s:.0f} passages a second"),
-        ("one GPU", f"{found.gpu_hours:.3f} hours of encoding, if it does {gpu_tflops:g} TFLOP/s"),
+        ("one GPU" if gpus == 1 else f"{gpus} GPUs",
+         f"{found.gpu_hours / gpus:.3f} hours of encoding, if each does {gpu_tflops:g} TFLOP/s"),
         ("from", f"{bytes_text(found.read_bytes)} read of {bytes_text(found.source_bytes)}"),
-    ):
+    ):  # fmt: skip
         out.print(f"{name:<10}  {value}")
-    write_json(json, asdict(found) | {"bytes_in_all": sum(found.bytes.values())})
+    hours = {"gpus": gpus, "gpu_hours": found.gpu_hours / gpus}
+    write_json(json, asdict(found) | hours | {"bytes_in_all": sum(found.bytes.values())})
 
 
 def watch_build(
