@@ -18,7 +18,7 @@ from btr.compressing import Compression, Recompression, compress
 from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, UsageError
 from btr.indexing import build_index
-from btr.occurrences import merge_occurrences
+from btr.occurrences import blocks_of, merge_occurrences
 from btr.readers.bert import BertReader
 from btr.retrieval.dense import Embedder
 from btr.retrieval.hybrid import build_indexes
@@ -196,14 +196,14 @@ def test_links_are_those_of_the_definition() -> None:
     assert [x.shape for x in merge_occurrences(rows[:1], 0.5)] == [(0, 4), (1,)]
 
 
-def test_many_occurrences_are_matched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_occurrences_are_matched_in_blocks() -> None:
     draw = np.random.default_rng(5)
     centres = draw.integers(0, 256, (40, 16), np.uint8)
     flips = np.packbits(draw.random((6000, 128)) < 0.02, axis=1)
     rows = centres[draw.integers(0, 40, 6000)] ^ flips
     whole, _ = merge_occurrences(rows, 0.2)
-    monkeypatch.setattr(btr.occurrences, "BLOCK", 1000)
-    merged, groups = merge_occurrences(rows, 0.2)
+    assert [len(places) for places in blocks_of(rows, 1000)] == [1000] * 6
+    merged, groups = merge_occurrences(rows, 0.2, 1000)
     lost = 6000 - (np.count_nonzero(groups < 0) + len(merged))
     assert lost == 1200
     assert groups.max() == len(merged) - 1

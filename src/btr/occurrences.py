@@ -195,31 +195,42 @@ def merge_file(folder: str, bits_bytes: int, ratio: float, row: dict[str, Any]) 
     return {"number": number, "sizes": sizes}
 
 
-def merge_occurrences(rows: Bytes, ratio: float) -> tuple[Bytes, NDArray[np.int32]]:
-    """Merge a share of the vectors of one token id.
+def blocks_of(rows: Bytes, block: int = BLOCK) -> list[Ints]:
+    """Places of the vectors of one token id that are compared with each other, ascending in each.
 
-    Beyond :data:`BLOCK` occurrences only those that lie together along the direction in which the
-    vectors differ most are compared.
+    More than ``block`` are cut into blocks of those that lie together along the direction in which
+    the vectors differ most.
+
+    Args:
+        rows: ``[n, b]`` packed signs.
+        block: Most in a block.
+    """
+    n = len(rows)
+    order = np.arange(n) if n <= block else np.argsort(_main_direction(rows), kind="stable")
+    return [np.sort(places) for places in np.array_split(order, -(-n // block))]
+
+
+def merge_occurrences(
+    rows: Bytes, ratio: float, block: int = BLOCK
+) -> tuple[Bytes, NDArray[np.int32]]:
+    """Merge a share of the vectors of one token id.
 
     Args:
         rows: ``[n, b]`` packed signs.
         ratio: Share of the occurrences to lose.
+        block: As for :func:`blocks_of`.
 
     Returns:
         ``[g, b]`` the vectors of groups, and ``[n]`` int32: the group of each occurrence, -1 where
         it stays alone.
     """
-    n = len(rows)
-    order = np.arange(n) if n <= BLOCK else np.argsort(_main_direction(rows), kind="stable")
-    blocks = -(-n // BLOCK)
     merged: list[Bytes] = []
-    groups = np.full(n, -1, np.int32)
+    groups = np.full(len(rows), -1, np.int32)
     count = 0
-    for places in np.array_split(order, blocks):
-        places = np.sort(places)
-        block = rows[places]
-        matching = match_bits(block, merge_count(len(block), ratio))
-        vectors, went = merge_signs(block, matching)
+    for places in blocks_of(rows, block):
+        inside = rows[places]
+        matching = match_bits(inside, merge_count(len(inside), ratio))
+        vectors, went = merge_signs(inside, matching)
         sizes = np.bincount(went, minlength=len(vectors))
         number = np.full(len(vectors), -1, np.int32)
         shared = np.flatnonzero(sizes > 1)
