@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from btr.train.dropout import POOL, make_pool, use_pooled_dropout
+from btr.train.dropout import POOL, PooledDropout, make_pool, use_pooled_dropout
 
 CPU = torch.device("cpu")
 
@@ -32,3 +32,13 @@ def test_it_replaces_every_dropout_and_repeats_by_seed():
     assert not torch.equal(a, b)
     network.eval()
     assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_activations_may_be_larger_than_the_pool(p: float):
+    dropout = PooledDropout(make_pool(p, 0, torch.float32, CPU)[: 1 << 12])
+    x = torch.ones(100, 101)
+    dropped = dropout(x)
+    assert dropped.shape == x.shape
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.03)
+    assert dropped[dropped > 0].unique().tolist() == [pytest.approx(1 / (1 - p))]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 POOL = 1 << 24
-"""Elements of a pool: 32 MB in bfloat16, some seven times the largest activation."""
+"""Elements of a pool: 32 MB in bfloat16; larger activations take several stretches of it."""
 
 
 class PooledDropout(nn.Module):
@@ -25,11 +25,20 @@ class PooledDropout(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` of any shape below the pool's size, with a share of it zeroed, the rest scaled."""
+        """``x`` of any shape, with a share of it zeroed and the rest scaled."""
         if not self.training:
             return x
-        first = int(torch.randint(len(self.pool) - x.numel(), ()))
-        return x * self.pool[first : first + x.numel()].view(x.shape)
+        longest = len(self.pool) // 2
+        if x.numel() <= longest:
+            return x * self._mask(x.numel()).view(x.shape)
+        # Piece by piece: masks stay views of the pool until the backward pass.
+        pieces = [piece * self._mask(len(piece)) for piece in x.flatten().split(longest)]
+        return torch.cat(pieces).view(x.shape)
+
+    def _mask(self, count: int) -> Tensor:
+        """``[count]``, a stretch of the pool that is no longer than half of it."""
+        first = int(torch.randint(len(self.pool) - count, ()))
+        return self.pool[first : first + count]
 
 
 def make_pool(p: float, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
