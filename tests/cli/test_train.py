@@ -211,6 +211,31 @@ def test_killed_and_run_again_gives_the_same_checkpoint(tmp_path, questions, bas
     assert digest(whole / "plain") == digest(cut / "plain")
 
 
+def test_only_the_same_step_goes_on(run: Run, tmp_path, questions, bases):
+    reader, data = tmp_path / "mine", tmp_path / "q.jsonl"
+    data.write_text(questions.read_text())
+    words = ["train", "--stage", "reader", "-o", reader, "--from", bases["bert"], *SHORT]
+    code, _, err = run(*words, "--data", data)
+    assert code == 0, err
+    before = {p: p.read_bytes() for p in reader.rglob("*") if p.is_file()}
+    for options, message in (
+        (["--data", questions], "data sources"),
+        (["--data", data, "--dropout", "0.2"], "another dropout"),
+        (["--data", data, "--precision", "fp32"], '"bf16", found "fp32"'),
+        (["--data", data, "--lr", "0.1"], "another lr"),
+        (["--data", data, "--negative-share", "0.5"], "data negative_share"),
+    ):
+        code, _, err = run(*words, *options)
+        assert (code, message in one_line(err)) == (5, True), err
+    data.write_text(questions.read_text().replace("Harald", "Haakon"))
+    code, _, err = run(*words, "--data", data)
+    assert (code, f"another sha256 {data}" in one_line(err)) == (5, True), err
+    data.write_text(questions.read_text())
+    code, _, err = run(*words, "--data", data)
+    assert code == 0, err
+    assert {p: p.read_bytes() for p in reader.rglob("*") if p.is_file()} == before
+
+
 def test_two_processes_train_one_reader(tmp_path, questions, bases):
     """Gradients are averaged: each process takes every other batch, and one checkpoint results."""
     words = ["train", "--stage", "reader", "--from", bases["t5"], "--data", questions, *SHORT,
@@ -267,8 +292,8 @@ def test_presets_are_the_papers(run: Run, tmp_path, questions, bases):
                        "--steps", "2")  # fmt: skip
     assert code == 0, err
     settings = json.loads((reader / "training" / "reader" / "settings.json").read_text())
-    assert settings["loop"]["lr"] == 6e-5
-    assert settings["loop"]["warmup"] == 200
+    assert settings["lr"] == 6e-5
+    assert settings["warmup"] == 200
     assert settings["data"]["passages"] == 40
     assert settings["token_budget"] == 8 * 40 * 320
     budgets = [settings["reader"][f"{name}_budget"] for name in ("query", "passage", "answer")]

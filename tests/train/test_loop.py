@@ -50,6 +50,7 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
         evaluate=lambda: {"score": float(steps["n"])},
         keep=lambda: kept.append(1.0),
         folder=folder,
+        recorded={"dropout": 0.3, "data": {"sources": [Path("a")]}},
     )
     return loop, network, steps
 
@@ -90,8 +91,20 @@ def test_other_settings_do_not_resume(tmp_path: Path):
     with pytest.raises(KilledError):
         loop.run()
     loop, _, _ = build(tmp_path, settings=LoopSettings(epochs=3, lr=0.01, state_minutes=0.0))
-    with pytest.raises(IncompatibleError, match="other settings"):
+    with pytest.raises(IncompatibleError, match=r"another lr.*expected 0\.05, found 0\.01"):
         loop.run()
+    before = (tmp_path / "settings.json").read_text()
+    loop, _, _ = build(tmp_path)
+    loop.recorded["data"]["sources"] = ["b"]
+    with pytest.raises(IncompatibleError, match=r'data sources.*expected \["a"\], found \["b"\]'):
+        loop.run()
+    assert (tmp_path / "settings.json").read_text() == before
+    # A state that an older btr wrote, which knew fewer settings.
+    state = tmp_path / "state" / "state.json"
+    record = json.loads(state.read_text())
+    del record["settings"]["dropout"]
+    state.write_text(json.dumps(record))
+    build(tmp_path)[0].run()
 
 
 class Broken(nn.Module):

@@ -372,6 +372,7 @@ def train_extractive(
         evaluate=partial(evaluate_dev, network, dev, data_settings),
         save=lambda to, exact: save_checkpoint(to, exact, tokenizer, config),
         places=places,
-        recorded={"data": asdict(data_settings)},
+        recorded={"data": asdict(data_settings), "reader": asdict(config), "store": store},
         accelerator=accelerator,
+        files=data_settings.files,
     )

@@ -311,8 +311,9 @@ def train_fid(
         evaluate=look,
         save=save,
         places=places,
-        recorded={"data": asdict(data_settings), "reader": asdict(config)},
+        recorded={"data": asdict(data_settings), "reader": asdict(config), "store": store},
         accelerator=accelerator,
+        files=data_settings.files,
     )
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,9 @@ from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from btr.errors import IncompatibleError, InputError
-from btr.files import replaced_folder
+from btr.errors import InputError
+from btr.evaluate.resuming import as_recorded, require_same
+from btr.files import replaced_folder, write_file
 from btr.train.optimizer import MasterAdamW
 
 Batch = TypeVar("Batch")
@@ -82,9 +83,7 @@ def save_state(folder: Path, optimizer: MasterAdamW, record: dict[str, object]) 
         (beside / "state.json").write_text(json.dumps(record))
 
 
-def load_state(
-    folder: Path, optimizer: MasterAdamW, settings: dict[str, object]
-) -> dict[str, object]:
+def load_state(folder: Path, optimizer: MasterAdamW, settings: dict[str, object]) -> dict[str, Any]:
     """Read a state back, also when the kill came between its two renames; {} if there is none.
 
     Raises:
@@ -92,15 +91,8 @@ def load_state(
     """
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / "state.json").exists():
-            record: dict[str, object] = json.loads((candidate / "state.json").read_text())
-            if record["settings"] != settings:
-                raise IncompatibleError(
-                    "the training state has other settings",
-                    where=str(candidate),
-                    expected=json.dumps(settings),
-                    found=json.dumps(record["settings"]),
-                    todo="remove the folder to start again, or use the same settings",
-                )
+            record: dict[str, Any] = json.loads((candidate / "state.json").read_text())
+            require_same(record["settings"], settings, candidate)
             optimizer.load(load_file(candidate / "state.safetensors"))
             return record
     return {}
@@ -116,7 +108,8 @@ class Loop(Generic[Batch]):
         make_optimizer: Given the number of steps, the optimizer.
         evaluate: Called in the first process; returns figures to log, of which ``score`` counts.
         keep: Called in the first process when ``score`` is the best so far.
-        folder: Where the state and ``log.jsonl`` live.
+        folder: Where the state, ``settings.json`` and ``log.jsonl`` live.
+        recorded: Further settings, which a run that goes on must have too.
         accelerator: Devices, processes and trackers; made if not given.
     """
 
@@ -130,10 +123,13 @@ class Loop(Generic[Batch]):
         evaluate: Callable[[], dict[str, float]],
         keep: Callable[[], None],
         folder: Path,
+        recorded: Mapping[str, object],
         accelerator: Accelerator | None = None,
     ) -> None:
         self.settings, self.evaluate, self.keep, self.folder = settings, evaluate, keep, folder
         self.accelerator = accelerator or Accelerator()
+        processes = {"processes": self.accelerator.num_processes}
+        self.recorded = as_recorded({**asdict(settings), **processes, **recorded})
         share = settings.accumulate * self.accelerator.num_processes
         self.plans: list[list[Batch]] = []
         self.total = 0
@@ -173,12 +169,13 @@ class Loop(Generic[Batch]):
             InputError: ``max_bad_steps`` steps in a row had no finite loss or gradient.
             IncompatibleError: The folder holds the state of a run with other settings.
         """
-        processes = self.accelerator.num_processes
-        settings: dict[str, object] = asdict(self.settings) | {"processes": processes}
-        record = load_state(self.folder / "state", self.optimizer, settings)
-        done = int(str(record.get("step", 0)))
-        best: dict[str, float] = record.get("best", {})  # type: ignore[assignment]
-        stale = int(str(record.get("stale", 0)))
+        record = load_state(self.folder / "state", self.optimizer, self.recorded)
+        if self.accelerator.is_main_process:
+            text = json.dumps(self.recorded, indent=2) + "\n"
+            write_file(self.folder / "settings.json", text.encode())
+        done: int = record.get("step", 0)
+        best: dict[str, float] = record.get("best", {})
+        stale: int = record.get("stale", 0)
         started = saved = time.monotonic()
         sums: dict[str, float] = {}
         counted = bad = 0
@@ -211,7 +208,7 @@ class Loop(Generic[Batch]):
                         self.keep()
                 stale = 0 if better else stale + 1
             if look or time.monotonic() - saved > 60 * self.settings.state_minutes:
-                state = {"step": step + 1, "best": best, "stale": stale, "settings": settings}
+                state = {"step": step + 1, "best": best, "stale": stale, "settings": self.recorded}
                 if self.accelerator.is_main_process:
                     save_state(self.folder / "state", self.optimizer, state)
                 saved = time.monotonic()

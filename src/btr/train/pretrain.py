@@ -9,7 +9,7 @@ the cut this is T5's own pretraining, which is what to compare with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -207,6 +207,9 @@ def pretrain(
         for windows in (train, dev[:DEV_WINDOWS])
     )  # fmt: skip
 
+    recorded = {
+        "sources": sources, "windows": len(train), "scratch": scratch, "reader": asdict(config),
+    }  # fmt: skip
     loss = FidLoss(network, batches.collate, settings, config, recompute=recompute)
     return run_stage(
         loss,
@@ -215,7 +218,7 @@ def pretrain(
         evaluate=partial(_evaluate, loss, looked_at, settings.token_budget),
         save=lambda folder, exact: save_checkpoint(folder, exact, tokenizer, config),
         places=places,
-        recorded={"sources": [str(s) for s in sources]},
+        recorded=recorded,
         accelerator=accelerator,
     )
 

@@ -97,6 +97,11 @@ class DataSettings:
     score_on: tuple[str, ...] = ()
     seed: int = 1
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [*(source.path for source in self.sources), *self.dev]
+
     def score(self, f1: Mapping[str, Sequence[float]]) -> float:
         """Mean F1, in percent, of all questions of the dev files that count.
 

@@ -11,7 +11,6 @@ And ``adapt``: a finished reader to another task, everything that stored states 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from btr.errors import UsageError
+from btr.evaluate.resuming import file_digests, weight_files
 from btr.readers.base import Mode
 from btr.train.dropout import make_pool, use_pooled_dropout
 from btr.train.loop import Loop, LoopSettings, Loss
@@ -151,6 +151,7 @@ def run_stage(
     places: Places,
     recorded: dict[str, object],
     accelerator: Accelerator,
+    files: Sequence[Path] = (),
 ) -> dict[str, float]:
     """Train a loss's network and keep the best of it.
 
@@ -163,16 +164,27 @@ def run_stage(
         places: Where the checkpoint and everything else go.
         recorded: Further settings to write down.
         accelerator: Devices, processes and trackers.
+        files: What it learns from.
 
     Returns:
         The best dev figures.
+
+    Raises:
+        IncompatibleError: The step was begun with other settings, data or checkpoints.
     """
     frozen = {n: p.detach().clone() for n, p in loss.named_parameters() if not p.requires_grad}
     loss.prepare(accelerator.device, DTYPES[settings.precision])
     if accelerator.is_main_process:
         places.work.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(settings) | recorded, indent=2, default=str)
-        (places.work / "settings.json").write_text(text + "\n")
+    weights = [file for folder in (places.start, places.plain) if folder is not None
+               for file in weight_files(folder)]  # fmt: skip
+    recorded = {
+        **{name: value for name, value in asdict(settings).items() if name != "loop"},
+        "start": places.start,
+        "plain": places.plain,
+        **recorded,
+        "sha256": file_digests([*files, *weights]),
+    }
     named = [(n, p) for n, p in loss.named_parameters() if p.requires_grad]
 
     def make_optimizer(total: int) -> MasterAdamW:
@@ -193,6 +205,6 @@ def run_stage(
 
     loop = Loop(
         settings.loop, plan=plan, loss=loss, make_optimizer=make_optimizer, evaluate=evaluate,
-        keep=keep, folder=places.work, accelerator=accelerator,
+        keep=keep, folder=places.work, recorded=recorded, accelerator=accelerator,
     )  # fmt: skip
     return loop.run()
