@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from cli_lines import one_line
+from tiny_readers import make_reader
 
 Run = Callable[..., tuple[int, str, str]]
 COMMANDS = ("demo", "index", "ask", "info", "verify", "eval", "bench", "models")
@@ -181,7 +183,7 @@ def test_eval_report(
 
 
 def test_eval_goes_on_and_says_what_is_kept(
-    run: Run, tiny: Path, questions: Path, tmp_path: Path
+    run: Run, tiny: Path, questions: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     answers, plain = tmp_path / "answers.jsonl", tmp_path / "plain.json"
     words = ("eval", "--reader", tiny, "--data", questions)
@@ -197,6 +199,27 @@ def test_eval_goes_on_and_says_what_is_kept(
     assert answers.read_text().startswith(whole[:line].replace('"Who', '"who'))
     assert [json.loads(text)["id"] for text in answers.read_text().splitlines()] == ["1", "2"]
 
+    # Nothing that another reader, mode or option made is gone on from, and it stays as it is.
+    went_on = answers.read_bytes()
+    make_reader(tmp_path / "other" / "btr", tokenizer, "btr", 2, seed=1)
+    for flags, message in (
+        (("--mode", "decomposed"), "another mode than the run has that is to go on"),
+        (("--passages", "1"), "another passages"),
+        (("--reader", tiny / "btr", "--dtype", "fp32"), "another dtype"),
+        (("--reader", tmp_path / "other"), "another reader sha256"),
+    ):
+        found, _, err = run(*words, *flags, "--predictions", answers, "--resume")
+        assert (found, message in one_line(err)) == (5, True), err
+    other = tmp_path / "other.jsonl"
+    other.write_text(questions.read_text().replace("queen", "king"))
+    found, _, err = run("eval", "--reader", tiny, "--data", other, "--predictions", answers,
+                        "--resume")  # fmt: skip
+    assert (found, "another data" in one_line(err)) == (5, True), err
+    assert answers.read_bytes() == went_on
+    (tmp_path / "answers.jsonl.settings.json").unlink()
+    found, _, err = run(*words, "--predictions", answers, "--resume")
+    assert (found, "nothing says what made" in one_line(err)) == (3, True), err
+
     status, _, err = run(*words, "--limit", "1", "--against", plain)
     assert (status, "same questions" in one_line(err)) == (2, True)
     report = json.loads(plain.read_text())
@@ -210,6 +233,24 @@ def test_eval_goes_on_and_says_what_is_kept(
     ):
         found, _, err = run(*words, *flags)
         assert (found, message in one_line(err)) == (status, True), err
+
+
+def test_a_run_that_goes_on_loses_no_prediction_to_a_kill(
+    run: Run, tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    words = ("eval", "--reader", tiny, "--data", questions, "--predictions", answers)
+    assert run(*words)[0] == 0
+    whole = answers.read_bytes()
+    # Cut in the middle of a character.
+    answers.write_bytes(whole + '{"id": "é'.encode()[:-1])
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("btr.evaluate.run.evaluate", killed)
+    assert run(*words, "--resume")[0] == 130
+    assert answers.read_bytes() == whole
 
 
 def test_sweep_draws_every_setting(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +23,8 @@ from btr.cli.reading import (
 from btr.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from btr.evaluate.run import Prediction
+    from btr.evaluate.predictions import Prediction
+    from btr.readers.base import Mode
 
 
 def evaluate(
@@ -155,6 +156,7 @@ def evaluate(
         raise UsageError("--resume goes on from --predictions", todo="name that file")
     baseline = read_report(against) if against else None
     from btr.data.hub import questions_of, task_of
+    from btr.evaluate.predictions import open_predictions
     from btr.evaluate.run import (
         evaluate as run,
     )
@@ -162,8 +164,6 @@ def evaluate(
         gold_passages,
         labels_in,
         listed_passages,
-        prediction_line,
-        read_predictions,
         read_run,
         retrieved_passages,
     )
@@ -190,15 +190,40 @@ def evaluate(
             )
         else:
             find = gold_passages(opened if use_states else None, passages)
-        done = read_predictions(predictions) if resume and predictions else []
-        write = stack.enter_context(_lines(predictions, prediction_line, done))
+        settings = {
+            "data": Path(data).name,
+            "dtype": chosen,
+            "passages": passages,
+            "batch": batch,
+            "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",
+            "search": search,
+            "beams": beams if search == "beam" else None,
+            "int8": int8,
+            "merging": {"intra": intra, "cross": cross, "every": every} if intra or cross else None,
+            "states": "stored" if use_states else "none" if mode == "plain" else "encoded now",
+        }
+        labels = labels_in(questions_of(data)) if classes else ()
+        done: list[Prediction] = []
+        write: Callable[[Prediction], None] = lambda _: None  # noqa: E731
+        if predictions is not None:
+            made_with = {
+                "mode": mode,
+                **settings,
+                "labels": labels,
+                "store": None if opened is None else opened.manifest.spec.store_id,
+                "generation": None if opened is None else opened.manifest.generation,
+                **_contents(data, retrieved, loaded.name, mode),
+            }
+            done, write = stack.enter_context(
+                open_predictions(predictions, made_with, resume=resume)
+            )
         bar = stack.enter_context(progress())
         work = bar.add_task("questions", total=limit or None)
         report = run(
             loaded, islice(questions_of(data), limit or None), find,
             use_states=use_states, options=read_options(search, beams, intra, cross, every, int8),
-            labels=labels_in(questions_of(data)) if classes else (), batch=batch, done=done,
-            write=write, progress=lambda n: bar.update(work, completed=n),
+            labels=labels, batch=batch, done=done, write=write,
+            progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
     main = "accuracy" if report["accuracy"] is not None else "f1"
     if baseline is not None:
@@ -210,18 +235,7 @@ def evaluate(
     report = {
         "task": task or task_of(data),
         **report,
-        "settings": {
-            "data": Path(data).name,
-            "dtype": chosen,
-            "passages": passages,
-            "batch": batch,
-            "source": "retrieved" if retrieved else "retrieval" if retrieve else "data",
-            "search": search,
-            "beams": beams if search == "beam" else None,
-            "int8": int8,
-            "merging": {"intra": intra, "cross": cross, "every": every} if intra or cross else None,
-            "states": "stored" if use_states else "none" if mode == "plain" else "encoded now",
-        },
+        "settings": settings,
     }
     write_json(json, report)
     scores = f"EM {report['em']}, F1 {report['f1']}"
@@ -251,19 +265,17 @@ def read_report(path: Path) -> dict[str, Any]:
     return dict(report)
 
 
-@contextlib.contextmanager
-def _lines(
-    path: Path | None, line: Callable[[Prediction], str], done: Sequence[Prediction]
-) -> Iterator[Callable[[Prediction], None]]:
-    """A function that adds a prediction to a file of those done, or does nothing without one."""
-    if path is None:
-        yield lambda _: None
-        return
-    try:
-        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(map(line, done))
-            # A line at a time, so that a stopped run can go on.
-            yield lambda prediction: print(line(prediction), end="", file=file, flush=True)
-    except FileNotFoundError as error:
-        raise UsageError("the folder does not exist", where=str(path.parent),
-                         todo="make it first") from error  # fmt: skip
+def _contents(data: str, retrieved: Path | None, reader: str, mode: Mode) -> dict[str, object]:
+    """Digests of all that predictions are made of, by what it is; not by its place."""
+    from btr.data.hub import SCHEME
+    from btr.evaluate.resuming import file_digests, weight_files
+    from btr.models import reader_folder
+
+    folder = reader_folder(reader)
+    folder = folder / mode if (folder / mode).is_dir() else folder
+    files = {
+        "reader": [folder / "config.json", *weight_files(folder)],
+        "questions": [] if data.startswith(SCHEME) else [Path(data)],
+        "retrieval run": [] if retrieved is None else [retrieved],
+    }
+    return {f"{what} sha256": list(file_digests(paths).values()) for what, paths in files.items()}

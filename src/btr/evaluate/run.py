@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from btr.data.questions import Question, asked
 from btr.encoding import completed
 from btr.errors import InputError
 from btr.evaluate.metrics import bootstrap_interval, exact_match, f1_score, holds_answer
+from btr.evaluate.predictions import Prediction
 from btr.readers.base import DEFAULT_OPTIONS, Reader, Reading, ReadOptions
 from btr.store.format import PassageState
 from btr.store.reader import TokenStore
@@ -28,41 +28,6 @@ MOST_LABELS = 20
 
 RECALL_AT = (1, 5, 20)
 """Numbers of first passages that retrieval is judged by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One scored question.
-
-    Attributes:
-        id: Of the question.
-        question: Its text.
-        answer: What the reader said; "" for nothing.
-        passage: Id of the passage it comes from.
-        probability: Of the answer.
-        no_answer: That no passage answers.
-        em: 0 or 1; of a choice, whether it is the right one.
-        f1: Share of common words, 0 .. 1; of a choice as ``em``.
-        subject: Of a multiple choice, or "".
-        passages: How many were read.
-        found: The place of the first passage that holds an answer, from 1; 0 for none.
-        wall: Seconds of reading.
-        cpu: CPU-seconds of reading.
-    """
-
-    id: str
-    question: str
-    answer: str
-    passage: str
-    probability: float
-    no_answer: float
-    em: float
-    f1: float
-    subject: str
-    passages: int
-    found: int
-    wall: float
-    cpu: float
 
 
 def gold_passages(store: TokenStore | None, limit: int) -> Callable[[Question], Found]:
@@ -349,27 +314,3 @@ def read_run(path: Path) -> dict[str, list[str]]:
                              found=", ".join(record)[:80],
                              todo="correct the line") from None  # fmt: skip
     return run
-
-
-def prediction_line(prediction: Prediction) -> str:
-    """A prediction as one JSON line."""
-    return json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """Predictions that a run wrote before it was stopped; a last line cut short is left out.
-
-    Raises:
-        InputError: The file holds something else.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    found = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            found.append(Prediction(**json.loads(line)))
-        except (ValueError, TypeError):
-            raise InputError("not a prediction", where=f"{path}, line {number}",
-                             todo="remove the file to start again") from None  # fmt: skip
-    return found

@@ -14,7 +14,8 @@ from typing import Any
 from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.errors import InputError
-from btr.evaluate.run import Prediction, choices_for, figures, predict
+from btr.evaluate.predictions import Prediction
+from btr.evaluate.run import choices_for, figures, predict
 from btr.readers.base import Merging, Mode, Reader, ReadOptions
 from btr.store.format import PassageState
 
