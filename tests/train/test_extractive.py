@@ -156,6 +156,26 @@ def test_extra_layers_below_the_cut_start_close_to_the_identity(tokenizer):
     assert apart < 0.35
 
 
+@pytest.mark.parametrize(("lower", "joint"), [(0, 4), (2, 4), (0, 1), (6, 1)])
+def test_any_depth_below_the_cut(tokenizer, lower: int, joint: int):
+    plain = SplitBert(tiny_model(tokenizer), 0, 24)
+    data, examples = batch_of()
+    with torch.no_grad():
+        network = start_decomposed(plain, lower, joint).eval()
+        outputs = run_network(network, collate(data, examples))
+        whole = run_network(plain.eval(), collate(data, examples))
+    assert (len(network.lower), len(network.joint)) == (lower, joint)
+    if joint == 4:
+        assert (outputs[0] - whole[0]).norm() / whole[0].norm() < (1e-6 if lower == 0 else 0.35)
+
+
+@pytest.mark.parametrize(("lower", "joint"), [(4, 0), (2, 5)])
+def test_a_layout_has_joint_layers_and_no_more_than_the_reader(tokenizer, lower: int, joint: int):
+    plain = SplitBert(tiny_model(tokenizer), 0, 24)
+    with pytest.raises(UsageError, match=rf"1 to 4 joint layers, found {lower}\+{joint}"):
+        start_decomposed(plain, lower, joint)
+
+
 def test_binarizing_starts_from_the_least_squares_fit(tokenizer):
     split = start_decomposed(SplitBert(tiny_model(tokenizer), 0, 24), 2, 2).eval()
     data, examples = batch_of()

@@ -121,6 +121,26 @@ def test_bad_data_is_named_with_file_and_line(tmp_path, tokenizer):
         load_span_data(empty, tokenizer, 48, Rejects())
 
 
+def test_passages_must_hold_answers(tmp_path, tokenizer):
+    useless = [r | {"ctxs": r["ctxs"][:1]} for r in bridges(20)]
+    train, dev = write(tmp_path / "train.jsonl", bridges(20)), tmp_path / "dev.jsonl"
+    for n, settings, message in (
+        (20, SpanDataSettings((write(dev, useless),), dev_share=SHARE), "to train on holds"),
+        (20, SpanDataSettings((train,), dev=(dev,)), r"to look at holds an answer: \S*dev\.jsonl;"),
+    ):
+        with pytest.raises(InputError, match=f"{message}.*{n} whose passages hold no answer"):
+            load_span_data(settings, tokenizer, 48, Rejects())
+
+
+def test_a_class_of_the_dev_file_alone_is_named(tmp_path, tokenizer):
+    records = [r | {"answers": [["yes", "no"][i % 2]]} for i, r in enumerate(bridges(6))]
+    train = write(tmp_path / "train.jsonl", records)
+    dev = write(tmp_path / "dev.jsonl", [*records[:2], records[3] | {"answers": ["perhaps"]}])
+    settings = SpanDataSettings((train,), dev=(dev.path,), labels=("no", "yes"))
+    with pytest.raises(InputError, match="dev: question 3; expected no, yes, found perhaps"):
+        load_span_data(settings, tokenizer, 48, Rejects())
+
+
 def test_every_dev_question_weighs_the_same():
     f1 = {"large": [1.0, 1.0, 0.0, 0.0], "small": [1.0]}
     assert SpanDataSettings(()).score(f1) == 60

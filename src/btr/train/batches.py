@@ -43,7 +43,8 @@ def length_batches(
             batches.append(current)
             grown = list(groups[i])
         current = grown
-    batches.append(current)
+    if current:
+        batches.append(current)
     return [batches[i] for i in random.permutation(len(batches))]
 
 

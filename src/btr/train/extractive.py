@@ -216,10 +216,19 @@ def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
     With ``n`` its layers, the joint part is its last ``joint`` layers and the lower part the
     ``n - joint`` before them (the paper's split), cut or followed by layers that start close to
     the identity so that ``lower`` is reached. Depth below the cut is free at query time.
+
+    Raises:
+        UsageError: There are not 1 to ``n`` joint layers; without any, a question would never meet
+            its passages.
     """
     layers = bert_layers(plain.model)
-    below = layers[: len(layers) - joint][:lower]
-    chosen = [*below, *[below[-1]] * (lower - len(below)), *layers[-joint:]]
+    if not 1 <= joint <= len(layers):
+        raise UsageError("no such layout", expected=f"1 to {len(layers)} joint layers",
+                         found=f"{lower}+{joint}", todo="give another --layout")  # fmt: skip
+    first = len(layers) - joint
+    below = layers[:first][:lower]
+    added = layers[max(0, len(below) - 1)]
+    chosen = [*below, *[added] * (lower - len(below)), *layers[first:]]
     config = copy.deepcopy(plain.model.config)
     config.num_hidden_layers = lower + joint
     model = BertForQuestionAnswering(config)
@@ -227,8 +236,9 @@ def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
     model.qa_outputs.load_state_dict(plain.model.qa_outputs.state_dict())
     for mine, theirs in zip(bert_layers(model), chosen, strict=True):
         mine.load_state_dict(theirs.state_dict())
+    last = below[-1].output if below else model.bert.embeddings
     for extra in bert_layers(model)[len(below) : lower]:
-        make_near_identity(extra, below[-1].output.LayerNorm)
+        make_near_identity(extra, last.LayerNorm)
     network = SplitBert(model, lower, plain.query_budget)
     network.classifier = copy.deepcopy(plain.classifier)
     return network

@@ -341,7 +341,7 @@ def _config_of(
     if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
         return replace(found, mode=MODE_OF[stage], calibration=None)
     layers = len(network.blocks)
-    if layout is None or sum(layout) != layers or layout[0] < 1:
+    if layout is None or sum(layout) != layers:
         split = max(1, layers * 3 // 4)
         raise UsageError("step decompose needs a layout of all encoder layers",
                          expected=f"LOWER+JOINT that sum to {layers}",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from btr.data.passages import Passage
 from btr.data.questions import Question, asked
+from btr.errors import InputError
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
 from btr.train.batches import length_batches, on_device
@@ -128,6 +129,9 @@ def load_fid_data(
             dev.setdefault(name, []).append(question)
         elif question.contexts:
             train.append((name, question))
+    if not train:
+        raise InputError("no question to train on", where=", ".join(map(str, settings.files)),
+                         found="every passage was held out", todo="lower --dev-share")  # fmt: skip
     for question in add_distractors(train, settings):
         builder.add(question)
     return builder, dev

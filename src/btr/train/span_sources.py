@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from btr.data.passages import Passage
 from btr.data.questions import Question
-from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
+from btr.errors import InputError
+from btr.train.sources import DataSettings, Rejects, Source, find_answers, read_sources
 from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample
 
 NEGATIVES = 4
@@ -79,14 +80,17 @@ def load_span_data(
     for name, question, is_dev in read_sources(settings, rejects):
         if settings.labels:
             builder = looked_at if is_dev else train
-            examples = _add_class(builder, question, settings.labels)
+            examples = _add_class(builder, name, question, settings.labels)
             if is_dev:
                 dev.questions.setdefault(name, []).extend(
                     DevQuestion(example, "", [], 0, question.answers) for example in examples
                 )
             continue
         if is_dev:
-            _add_dev(looked_at, dev.questions.setdefault(name, []), question)
+            if row := _dev_question(looked_at, question):
+                dev.questions.setdefault(name, []).append(row)
+            else:
+                rejects.without_answer_in_passage += 1
             continue
         number = train.question(question.question)
         added, misses = 0, []
@@ -109,14 +113,32 @@ def load_span_data(
         others = sorted(siblings[key] - {here})
         if others:
             train.data.negatives[number] = chooser.sample(others, min(NEGATIVES, len(others)))
+    unseen = [path for path in settings.dev if Source(path).name not in dev.questions]
+    for missing, what, files in (
+        (not train.data.examples, "to train on", settings.files),
+        (unseen or not dev.questions, "to look at", unseen or settings.files),
+    ):
+        if missing:
+            raise InputError(f"no passage {what} holds an answer", found=str(rejects),
+                             where=", ".join(map(str, files)),
+                             todo="give passages in which the answers stand")  # fmt: skip
     return train, dev
 
 
 def _add_class(
-    builder: SpanDataBuilder, question: Question, labels: tuple[str, ...]
+    builder: SpanDataBuilder, name: str, question: Question, labels: tuple[str, ...]
 ) -> list[SpanExample]:
-    """Add a question over each of its passages, with the number of its class."""
-    label = labels.index(question.label or question.answers[0])
+    """Add a question of the file ``name`` over each of its passages, with its class's number.
+
+    Raises:
+        InputError: It is none of the labels.
+    """
+    right = question.label or question.answers[0]
+    if right not in labels:
+        raise InputError("a class that no training file has",
+                         where=f"{name}: question {question.id}", expected=", ".join(labels),
+                         found=right[:80], todo="correct the answer")  # fmt: skip
+    label = labels.index(right)
     number = builder.question(question.question)
     examples = [
         SpanExample(number, builder.passage(passage)[0], (), label) for passage in question.contexts
@@ -125,14 +147,13 @@ def _add_class(
     return examples
 
 
-def _add_dev(builder: SpanDataBuilder, rows: list[DevQuestion], question: Question) -> None:
-    """Add a question over its first passage that holds an answer, if one does."""
+def _dev_question(builder: SpanDataBuilder, question: Question) -> DevQuestion | None:
+    """A question over its first passage that holds an answer, if one does."""
     for passage in question.contexts:
         if find_answers(passage.text, question.answers):
-            if builder.add(builder.question(question.question), passage, question.answers):
-                _, offsets, text_start = builder.passage(passage)
-                example = builder.data.examples[-1]
-                rows.append(
-                    DevQuestion(example, passage.text, offsets, text_start, question.answers)
-                )
-            return
+            if not builder.add(builder.question(question.question), passage, question.answers):
+                return None
+            _, offsets, text_start = builder.passage(passage)
+            example = builder.data.examples[-1]
+            return DevQuestion(example, passage.text, offsets, text_start, question.answers)
+    return None
