@@ -214,6 +214,23 @@ def test_three_steps_give_three_readers(trained):
     assert {"task", "answer", "state"} <= json.loads(log.splitlines()[0]).keys()
 
 
+@pytest.mark.parametrize("layout", [(0, LAYERS), (LAYERS, 0)])
+def test_a_reader_may_be_cut_before_and_behind_all_layers(tmp_path, trained, layout):
+    data = FidDataSettings((Source(trained / "questions.jsonl"),), passages=2, dev_share=0.2)
+    plain, decomposed = trained / "plain", tmp_path / "decomposed"
+    loop = LoopSettings(epochs=1, lr=3e-3, steps=2)
+    weights = {"state_weight": 0.2, "answer_weight": 1.0}
+    train_fid(StageSettings("decompose", loop, 1500, **weights), data,
+              places(tmp_path, "decomposed", plain, plain), layout=layout)  # fmt: skip
+    train_fid(StageSettings("binarize", loop, 1500, recovery_weight=0.1, **weights), data,
+              places(tmp_path, "btr", decomposed, plain))  # fmt: skip
+    for mode in ("decomposed", "btr"):
+        reader = T5Reader.from_pretrained(tmp_path / mode)
+        assert reader.split_layer == layout[0]
+        stored = reader.read("who built it?", [PASSAGE], reader.encode([PASSAGE]))
+        assert stored.answers[0].text == reader.read("who built it?", [PASSAGE]).answers[0].text
+
+
 @pytest.mark.parametrize("rule", ["raw", "norm", "tanh"])
 def test_naive_rules_are_scored_and_leave_no_reader(tmp_path, trained, rule: str):
     data = FidDataSettings((Source(trained / "questions.jsonl"),), passages=2, dev_share=0.2)

@@ -100,7 +100,9 @@ class FidLoss(StageLoss):
         """Named, weighted parts of the loss."""
         device = self.network.model.shared.weight.device
         settings, batch = self.settings, self.collate(examples).to(device)
-        wants_states = self.teach is not None and bool(settings.state_weight)
+        # With no layer above the cut there are no joint states to compare.
+        split = self.network.split_layer < len(self.network.blocks)
+        wants_states = self.teach is not None and bool(settings.state_weight) and split
         student = JointStates() if wants_states else None
         made = self.run(batch, student)
         parts = {"task": losses.answer_nll(made.logits, batch.labels, IGNORED)}
