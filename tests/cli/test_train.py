@@ -138,8 +138,7 @@ def test_an_extractive_reader_learns_classes(run: Run, tmp_path, bases):
             record = {"claim": f"Olaf built {n}", "label": ["SUPPORTS", "REFUTES"][n % 2]}
             out.write(json.dumps(record | {"ctxs": [passage]}) + "\n")
     reader, report = tmp_path / "mine", tmp_path / "report.json"
-    common = ["-o", reader, "--data", claims, *SHORT, "--classes", "--answer-weight", "0",
-              "--state-weight", "0", "--dev", claims]  # fmt: skip
+    common = ["-o", reader, "--data", claims, *SHORT, "--classes", "--dev", claims]
     for options in (
         ["--stage", "reader", "--from", bases["bert"], "--epochs", "15", "--lr", "5e-3"],
         ["--stage", "decompose", "--layout", "2+2"],
@@ -156,6 +155,11 @@ def test_an_extractive_reader_learns_classes(run: Run, tmp_path, bases):
         assert (figures["n"], figures["em"]) == (40, None)
         if mode == "plain":
             assert figures["accuracy"] > 90
+    log = (reader / "training" / "binarize" / "log.jsonl").read_text()
+    assert {"task", "answer", "state", "recovery"} <= json.loads(log.splitlines()[0]).keys()
+    code, _, err = run("train", "--stage", "adapt", "-o", tmp_path / "x", "--data", claims,
+                       "--from", reader, *SHORT)  # fmt: skip
+    assert (code, "give --classes" in one_line(err)) == (2, True)
 
 
 def questions_without_classes(folder: Path) -> Path:

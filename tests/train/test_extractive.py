@@ -14,9 +14,12 @@ import torch
 from btr.data.passages import Passage
 from btr.errors import InputError, UsageError
 from btr.readers.bert import BertReader
+from btr.readers.bert_checkpoint import load_config
 from btr.readers.bert_network import SplitBert
 from btr.store.format import Guesses
 from btr.train.extractive import (
+    SpanLoss,
+    choose_trained,
     run_network,
     start_binarized,
     start_decomposed,
@@ -128,6 +131,79 @@ def test_missing_pieces_are_named(tmp_path, data, base):
     elsewhere = SpanDataSettings(data.sources, dev_share=0.3, score_on=("squad",))
     with pytest.raises(UsageError, match="no dev questions to score on: squad"):
         train_extractive(settings("reader"), elsewhere, here)
+
+
+def test_what_a_reader_is_stays_when_it_is_trained_on(tmp_path, data, tokenizer):
+    make_reader(tmp_path / "btr", tokenizer, "btr", 2)
+    described = json.loads((tmp_path / "btr" / "config.json").read_text())
+    described["btr"]["abstention"] = 1.9
+    (tmp_path / "btr" / "config.json").write_text(json.dumps(described))
+    (tmp_path / "btr" / "digests.json").unlink()
+    loop = LoopSettings(epochs=1, lr=1e-3, steps=1)
+    train_extractive(
+        StageSettings("adapt", loop, 600), data, places(tmp_path, "adapted", tmp_path / "btr")
+    )
+    before, after = (load_config(tmp_path / name) for name in ("btr", "adapted"))
+    assert after == before
+    assert (after.abstention, after.query_budget) == (1.9, 24)
+
+
+TASKS = [(), ("no", "yes")]
+
+
+@pytest.mark.parametrize("labels", TASKS)
+@pytest.mark.parametrize("stage", ["reader", "decompose", "binarize", "adapt"])
+def test_every_loss_of_every_task_is_there_and_reaches_all_that_is_trained(
+    tokenizer, stage: str, labels: tuple[str, ...]
+):
+    """Several processes wait for the gradient of every parameter that is to have one."""
+    data, examples = batch_of()
+    examples = [replace(e, label=i if labels else -1) for i, e in enumerate(examples)]
+    data.examples.extend(examples)
+    plain = SplitBert(tiny_model(tokenizer), 0, 24, labels=len(labels))
+    network = plain if stage == "reader" else start_decomposed(plain, 2, 2)
+    if stage in ("binarize", "adapt"):
+        network = start_binarized(network, data)
+    weights = {} if stage == "reader" else {"state_weight": 0.2, "answer_weight": 1.0}
+    chosen = settings(stage, recovery_weight=0.1, **weights)
+    choose_trained(network.eval(), chosen, embeddings=True)
+    teacher = None if stage == "reader" else SplitBert(tiny_model(tokenizer), 0, 24,
+                                                       labels=len(labels))  # fmt: skip
+    loss = SpanLoss(network, data, chosen, teacher)
+    parts = loss(examples)
+    distilled = set() if stage == "reader" else {"answer", "state"}
+    assert parts.keys() == {"task"} | distilled | ({"recovery"} if stage == "binarize" else set())
+    torch.stack(list(parts.values())).sum().backward()
+    silent = [n for n, p in loss.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+    # A weight scales its loss, and 0 switches it off.
+    doubled = SpanLoss(network, data, replace(chosen, task_weight=2.0), teacher)
+    if stage == "binarize":
+        doubled.recovery.load_state_dict(loss.recovery.state_dict())
+    torch.testing.assert_close(doubled(examples)["task"], 2 * parts["task"])
+    off = SpanLoss(network, data, replace(chosen, task_weight=0.0), teacher)
+    assert off(examples).keys() == parts.keys() - {"task"}
+
+
+@pytest.mark.parametrize("labels", TASKS)
+def test_a_reader_that_is_its_own_teacher_has_nothing_to_learn_from_it(tokenizer, labels):
+    data, examples = batch_of()
+    network = SplitBert(tiny_model(tokenizer), 0, 24, labels=len(labels)).eval()
+    chosen = settings("decompose", state_weight=1.0, answer_weight=1.0)
+    same = SpanLoss(network, data, chosen, network)([replace(e, label=0) for e in examples])
+    assert same["answer"].item() == pytest.approx(0, abs=1e-6)
+    assert same["state"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_tasks_do_not_mix(tmp_path, data, tokenizer):
+    make_reader(tmp_path / "plain", tokenizer, "plain", 0)
+    plain = tmp_path / "plain"
+    classes = replace(data, labels=("King Harald", "Queen Ada"))
+    here = places(tmp_path, "decomposed", plain, plain)
+    with pytest.raises(UsageError, match=r"the teacher tells other classes.*--answer-weight 0"):
+        train_extractive(settings("decompose", answer_weight=1.0), classes, here, layout=(2, 2))
+    with pytest.raises(UsageError, match="every loss of step decompose is switched off"):
+        train_extractive(settings("decompose", task_weight=0.0), data, here, layout=(2, 2))
 
 
 def batch_of(tokens: int = 9) -> tuple[SpanData, list[SpanExample]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -122,6 +123,11 @@ def test_a_network_that_is_its_own_teacher_has_nothing_to_learn_from_it(t5_tok):
     assert same["answer"].item() == pytest.approx(0, abs=1e-5)
     other = SplitT5(tiny_t5(t5_tok), 2).eval()
     split = FidLoss(other, gather, settings, CONFIG, teacher=network)(data.examples)
+    assert split.keys() == {"task", "answer", "state"}
+    alone = replace(settings, task_weight=0.0, state_weight=0.0)
+    assert FidLoss(other, gather, alone, CONFIG, teacher=network)(data.examples).keys() == {
+        "answer"
+    }
     assert split["state"].item() > 0.01
     assert split["answer"].item() > 0.01
 

@@ -122,6 +122,9 @@ def train(
         bool, typer.Option("--classes", help="Extractive readers: every answer is one of the "
                            "files' classes, as in FEVER; train a head that tells them.")
     ] = False,
+    task_weight: Annotated[
+        float, typer.Option("--task-weight", min=0, help="Of the task's own loss; 0: off.")
+    ] = 1.0,
     state_weight: Annotated[
         float, typer.Option("--state-weight", min=0, help="Of query-aware distillation; 0: off.")
     ] = 0.2,
@@ -214,6 +217,7 @@ def train(
             evaluate_every=evaluate_every, patience=patience, warmup=warmup, seed=seed,
         ),
         token_budget=token_budget or 6000,
+        task_weight=task_weight,
         state_weight=state_weight,
         distil_share=distil_share,
         answer_weight=answer_weight,

@@ -59,13 +59,10 @@ class BertReaderConfig:
     family: str = "bert"
 
     @classmethod
-    def fitting(
-        cls, shape: BertConfig, mode: Mode, split_layer: int, word_embeddings: str = ""
-    ) -> BertReaderConfig:
-        """The default budgets, the passage's cut to the positions that the network has."""
+    def fitting(cls, shape: BertConfig) -> BertReaderConfig:
+        """A plain reader's, the passage's budget cut to the positions that the network has."""
         room = int(shape.max_position_embeddings) - cls.query_budget
-        budget = min(cls.passage_budget, room)
-        return cls(mode, split_layer, passage_budget=budget, word_embeddings=word_embeddings)
+        return cls("plain", 0, passage_budget=min(cls.passage_budget, room))
 
 
 def save_checkpoint(
@@ -170,7 +167,7 @@ def read_section(section: object, shape: BertConfig, where: str) -> BertReaderCo
         CorruptError: A setting is missing or impossible.
     """
     if section is None:
-        return BertReaderConfig.fitting(shape, "plain", 0)
+        return BertReaderConfig.fitting(shape)
     positions = int(shape.max_position_embeddings)
     config = parse_section(
         section, BertReaderConfig, where,

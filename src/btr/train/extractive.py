@@ -21,7 +21,6 @@ from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.bert import BertReader
 from btr.readers.bert_checkpoint import (
-    BertReaderConfig,
     load_config,
     load_network,
     save_checkpoint,
@@ -53,14 +52,15 @@ DEV_QUESTIONS = 800
 EMBEDDINGS = "model.bert.embeddings.word_embeddings.weight"
 
 
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 def device_of(network: SplitBert) -> torch.device:
     """Where a network's weights are."""
     return network.model.qa_outputs.weight.device
 
 
-def run_network(
-    network: SplitBert, batch: SpanBatch, record: JointStates | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_network(network: SplitBert, batch: SpanBatch, record: JointStates | None = None) -> Outputs:
     """Forward pass of a training batch.
 
     Returns:
@@ -80,6 +80,23 @@ def run_network(
     logits = torch.cat([logits[:, :1], logits[:, length:]], dim=1)
     full = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
     return logits[..., 0], logits[..., 1], full, state
+
+
+def run_answers(
+    network: SplitBert, batch: SpanBatch, record: JointStates
+) -> tuple[Outputs, list[tuple[Tensor, Tensor]]]:
+    """Forward pass with the distributions that make an answer: start and end, or the class.
+
+    Returns:
+        What :func:`run_network` gives, and of each distribution logits ``[B, S]`` float32 with the
+        mask of what takes part.
+    """
+    outputs = run_network(network, batch, record)
+    if network.classifier is None:
+        start, end, mask, _ = outputs
+        return outputs, [(start, mask), (end, mask)]
+    logits: Tensor = network.classifier(record.hidden[-1][:, 0]).float()
+    return outputs, [(logits, torch.ones_like(logits, dtype=torch.bool))]
 
 
 def stored_signs(batch: SpanBatch, stored: StoredRows, dtype: torch.dtype) -> Tensor:
@@ -112,26 +129,30 @@ class SpanLoss(StageLoss):
     ) -> None:
         super().__init__(network, settings, teacher, network.model.config.hidden_size)
         self.data = data
-        self.teach = partial(run_network, teacher) if teacher is not None else None
+        self.teach = partial(run_answers, teacher) if teacher is not None else None
 
     def forward(self, examples: list[SpanExample]) -> dict[str, Tensor]:
         """Named, weighted parts of the loss."""
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
-        start, end, mask, state = run_network(self.network, batch, student)
-        if self.network.classifier is not None:
-            logits = self.network.classifier(student.hidden[-1][:, 0]).float()
-            return {"task": functional.cross_entropy(logits, batch.labels)}
-        parts = {"task": losses.span_nll(start, end, mask, batch.spans)}
+        (start, end, mask, state), mine = run_answers(self.network, batch, student)
+        parts: dict[str, Tensor] = {}
+        if settings.task_weight:
+            if self.network.classifier is None:
+                task = losses.span_nll(start, end, mask, batch.spans)
+            else:
+                task = functional.cross_entropy(mine[0][0], batch.labels)
+            parts["task"] = task * settings.task_weight
         if self.teach is not None and settings.distils:
             seen = JointStates()
             with torch.no_grad():
-                t_start, t_end, _, _ = self.teach(replace(batch, stored=None), seen)
+                _, theirs = self.teach(replace(batch, stored=None), seen)
             if settings.answer_weight:
-                parts["answer"] = (
-                    losses.answer_divergence(start, t_start, mask)
-                    + losses.answer_divergence(end, t_end, mask)
-                ) * (settings.answer_weight / 2)
+                divergences = [
+                    losses.answer_divergence(logits, taught, real)
+                    for (logits, real), (taught, _) in zip(mine, theirs, strict=True)
+                ]
+                parts["answer"] = torch.stack(divergences).mean() * settings.answer_weight
             if settings.state_weight:
                 distance = losses.query_aware_distillation(
                     student, seen, batch.query_mask, batch.passage_mask[batch.passage_of],
@@ -163,10 +184,9 @@ def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) ->
         for i in range(0, len(rows), 32):
             chunk = rows[i : i + 32]
             batch = collate(dev.data, [row.example for row in chunk]).to(device_of(network))
-            seen = JointStates()
-            outputs = run_network(network, batch, seen)
+            outputs, answers = run_answers(network, batch, JointStates())
             if network.classifier is not None:
-                told = network.classifier(seen.hidden[-1][:, 0]).argmax(1)
+                told = answers[0][0].argmax(1)
                 right = (told == batch.labels).float().tolist()
                 em, f1 = em + right, f1 + right
                 continue
@@ -208,6 +228,23 @@ def _of_mode(folder: Path, mode: str, stage: str) -> SplitBert:
         raise UsageError(f"step {stage} needs a {mode} checkpoint", where=str(folder),
                          found=config.mode)  # fmt: skip
     return network
+
+
+def _teacher(
+    folder: Path, settings: StageSettings, query_budget: int, labels: tuple[str, ...]
+) -> SplitBert:
+    """The plain reader, which must see and, if its answers count, say what the other one does."""
+    taught = load_config(folder)
+    if taught.query_budget != query_budget:
+        raise UsageError("the teacher has another query budget", where=str(folder),
+                         expected=str(query_budget), found=str(taught.query_budget),
+                         todo="give the checkpoint of step 1")  # fmt: skip
+    if settings.answer_weight and taught.labels != labels:
+        raise UsageError("the teacher tells other classes", where=str(folder),
+                         expected=", ".join(labels) or "none", found=", ".join(taught.labels),
+                         todo="train step reader on this task, or give --answer-weight 0",
+                         )  # fmt: skip
+    return _of_mode(folder, "plain", settings.stage)
 
 
 def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
@@ -294,6 +331,9 @@ def choose_trained(network: SplitBert, settings: StageSettings, *, embeddings: b
         # All that stored states depend on; questions are read by the same layers.
         for part in (network.model.bert.embeddings, *network.lower):
             part.requires_grad_(False)
+    if network.classifier is not None:
+        # No loss looks at spans; processes that average gradients wait for every one that is due.
+        network.model.qa_outputs.requires_grad_(False)
     if network.binarizer is not None:
         network.binarizer.requires_grad_(settings.rule == "calibrated")
     if not embeddings:
@@ -331,20 +371,25 @@ def train_extractive(
     """
     accelerator = begin_stage(settings, places, accelerator)
     stage, folder, plain = settings.stage, places.start, places.plain
-    query_budget = BertReaderConfig.query_budget
     found, tokenizer = load_config(folder), load_tokenizer(folder)
+    if found.labels and not data_settings.labels:
+        raise UsageError("this reader tells classes", where=str(folder),
+                         found=", ".join(found.labels), todo="give --classes")  # fmt: skip
     rejects = Rejects()
-    if stage == "adapt":
-        # Stored passages are cut where the reader cuts them.
-        data_settings = replace(data_settings, passage_budget=found.passage_budget)
-    builder, dev = load_span_data(data_settings, tokenizer, query_budget, rejects)
+    # Stored passages are cut where the reader cuts them, others at most there.
+    longest = found.passage_budget
+    if stage != "adapt":
+        longest = min(longest, data_settings.passage_budget)
+    data_settings = replace(data_settings, passage_budget=longest)
+    builder, dev = load_span_data(data_settings, tokenizer, found.query_budget, rejects)
     data = builder.data
     if accelerator.is_main_process:
         print(f"{len(data.examples)} examples, {len(data.passages)} passages; {rejects}",
               flush=True)  # fmt: skip
-    teacher = None if plain is None else _of_mode(plain, "plain", stage)
+    labels = data_settings.labels
+    teacher = None if plain is None else _teacher(plain, settings, found.query_budget, labels)
     if stage == "reader":
-        network = start_reader(folder, query_budget)
+        network = start_reader(folder, found.query_budget)
     elif stage == "decompose":
         if layout is None:
             raise UsageError("step decompose needs a layout", expected="LOWER+JOINT",
@@ -360,15 +405,14 @@ def train_extractive(
         network = _of_mode(folder, "btr", stage)
     else:
         network = start_binarized(_of_mode(folder, "decomposed", stage), data, settings.rule)
-    labels = data_settings.labels or found.labels
     if labels != found.labels:
         network.classifier = nn.Linear(network.model.config.hidden_size, len(labels))
     embeddings = word_embeddings or found.word_embeddings
     choose_trained(network, settings, embeddings=not embeddings)
-    config = BertReaderConfig.fitting(
-        network.model.config, MODE_OF[stage], network.split_layer, word_embeddings=embeddings
-    )
-    config = replace(config, labels=labels)
+    config = replace(
+        found, mode=MODE_OF[stage], split_layer=network.split_layer, labels=labels,
+        word_embeddings=embeddings,
+    )  # fmt: skip
     return run_stage(
         SpanLoss(network, data, settings, teacher),
         settings=settings,

@@ -105,7 +105,10 @@ class FidLoss(StageLoss):
         wants_states = self.teach is not None and bool(settings.state_weight) and split
         student = JointStates() if wants_states else None
         made = self.run(batch, student)
-        parts = {"task": losses.answer_nll(made.logits, batch.labels, IGNORED)}
+        parts: dict[str, Tensor] = {}
+        if settings.task_weight:
+            task = losses.answer_nll(made.logits, batch.labels, IGNORED)
+            parts["task"] = task * settings.task_weight
         if self.teach is not None and settings.distils:
             seen = JointStates() if wants_states else None
             with torch.no_grad():

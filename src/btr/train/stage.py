@@ -49,6 +49,7 @@ class StageSettings:
         stage: Which one.
         loop: Length and rates.
         token_budget: Most padded tokens of a batch.
+        task_weight: Of the task's own loss.
         state_weight: Of the distillation of joint-layer states, steps 2 and 3.
         distil_share: Of a passage's tokens that it looks at: those that the teacher's query attends
             to most (paper: 0.5).
@@ -63,6 +64,7 @@ class StageSettings:
     stage: Stage
     loop: LoopSettings
     token_budget: int = 6000
+    task_weight: float = 1.0
     state_weight: float = 0.0
     distil_share: float = 0.5
     answer_weight: float = 0.0
@@ -130,11 +132,15 @@ class StageLoss(Loss):
 def begin_stage(
     settings: StageSettings, places: Places, accelerator: Accelerator | None
 ) -> Accelerator:
-    """Seed everything and check that a loss that looks at the teacher has one.
+    """Seed everything and check that there is a loss, and that one that needs a teacher has one.
 
     Raises:
-        UsageError: It has none.
+        UsageError: There is none.
     """
+    recovers = settings.stage == "binarize" and settings.recovery_weight
+    if not (settings.task_weight or settings.distils or recovers):
+        raise UsageError(f"every loss of step {settings.stage} is switched off",
+                         todo="raise --task-weight or another weight")  # fmt: skip
     if settings.distils and places.plain is None:
         raise UsageError(f"step {settings.stage} needs the plain reader", todo="give --plain")
     torch.manual_seed(settings.loop.seed)
