@@ -289,6 +289,20 @@ def test_a_decoder_alone_is_trained(run: Run, tmp_path, questions, bases):
     assert changed == {"decoder"}
 
 
+def test_a_loss_that_is_not_finite_names_its_questions(run: Run, tmp_path, questions, bases):
+    for family in ("bert", "t5"):
+        reader = tmp_path / family
+        code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases[family],
+                           "--data", questions, *SHORT, "--token-budget", "60",
+                           "--lr", "1e30")  # fmt: skip
+        assert code == 3, err
+        assert "is not finite: 5 times up to step " in one_line(err)
+        assert "found bridges: question " in one_line(err)
+        log = (reader / "training" / "reader" / "log.jsonl").read_text().splitlines()
+        assert json.loads(log[-1])["not_finite"].startswith("bridges: question ")
+        assert not (reader / "plain").exists()
+
+
 def test_presets_are_the_papers(run: Run, tmp_path, questions, bases):
     reader = tmp_path / "mine"
     code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases["t5"],

@@ -50,6 +50,7 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
         evaluate=lambda: {"score": float(steps["n"])},
         keep=lambda: kept.append(1.0),
         folder=folder,
+        describe=lambda batch: f"batch {batch}",
         recorded={"dropout": 0.3, "data": {"sources": [Path("a")]}},
     )
     return loop, network, steps
@@ -124,10 +125,25 @@ def test_losses_that_are_not_finite_stop_the_run_and_change_nothing(tmp_path: Pa
     loop, network, _ = build(tmp_path)
     before = weights(network)
     loop.prepared = Broken(network, factor)
-    with pytest.raises(InputError, match="not finite: 5 times up to step 4"):
+    with pytest.raises(InputError, match=r"not finite: 5 times up to step 5; found batch 4;"):
         loop.run()
     for a, b in zip(before, weights(network), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_bad_step_is_logged_and_in_no_mean(tmp_path: Path):
+    loop, network, _ = build(tmp_path, settings=replace(SETTINGS, epochs=1))
+
+    class Sometimes(nn.Module):
+        def forward(self, batch: int) -> dict[str, torch.Tensor]:
+            nothing = network(torch.zeros(1, 4).bfloat16()).float().sum() * 0
+            return {"mse": nothing + (float("nan") if batch in (2, 5) else batch)}
+
+    loop.prepared = Sometimes()
+    loop.run()
+    *bad, report, _ = lines(tmp_path)
+    assert [(line["step"], line["not_finite"]) for line in bad] == [(3, "batch 2"), (6, "batch 5")]
+    assert (report["mse"], report["left_out"]) == (pytest.approx(14 / 5), 2)
 
 
 def test_accumulated_batches_make_one_step(tmp_path: Path):

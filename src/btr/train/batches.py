@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+
+class Asked(Protocol):
+    """An example of any family."""
+
+    @property
+    def question(self) -> int:
+        """Number of its question."""
+
+
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
+
+NAMED = 3
+"""Examples of a batch that an error names."""
 
 JITTER = 6
 """Tokens by which lengths are blurred, so that not every epoch has the same neighbours."""
@@ -46,6 +58,16 @@ def length_batches(
     if current:
         batches.append(current)
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def first_origins(origins: Sequence[str], examples: Sequence[Asked]) -> str:
+    """Where the first examples of a batch come from.
+
+    Args:
+        origins: By number of the question.
+        examples: Of the batch.
+    """
+    return ", ".join(origins[example.question] for example in examples[:NAMED])
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

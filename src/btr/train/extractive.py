@@ -31,7 +31,7 @@ from btr.readers.checkpoint import quiet_transformers, read_config
 from btr.readers.joint_states import JointStates
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
-from btr.train.batches import padded
+from btr.train.batches import first_origins, padded
 from btr.train.rules import Rule
 from btr.train.sources import Rejects
 from btr.train.span_examples import SpanBatch, SpanData, SpanExample, collate, epoch_batches
@@ -429,4 +429,5 @@ def train_extractive(
         recorded={"data": asdict(data_settings), "reader": asdict(config), "store": store},
         accelerator=accelerator,
         files=data_settings.files,
+        describe=partial(first_origins, data.origins),
     )

@@ -30,6 +30,7 @@ from btr.readers.t5_layers import self_attention
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_text import FidText
 from btr.train import losses
+from btr.train.batches import first_origins
 from btr.train.fid_examples import (
     IGNORED,
     FidBatch,
@@ -319,6 +320,7 @@ def train_fid(
         recorded={"data": asdict(data_settings), "reader": asdict(config), "store": store},
         accelerator=accelerator,
         files=data_settings.files,
+        describe=partial(first_origins, data.origins),
     )
 
 

@@ -21,7 +21,7 @@ from btr.errors import InputError
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
 from btr.train.batches import length_batches, on_device
-from btr.train.sources import DataSettings, Rejects, find_answers, read_sources
+from btr.train.sources import DataSettings, Rejects, find_answers, name_of, read_sources
 from btr.train.span_examples import pad
 from btr.train.stored import StoredRows, StoredStates
 
@@ -58,10 +58,12 @@ class FidExample:
 class FidData:
     """Tokenised questions, distinct passages and answers, and the examples that join them.
 
-    Where a reader is adapted, ``stored`` holds the passages' stored states.
+    ``origins`` says of each question where it comes from. Where a reader is adapted, ``stored``
+    holds the passages' stored states.
     """
 
     questions: list[Ids] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
     passages: list[Ids] = field(default_factory=list)
     answers: list[Ids] = field(default_factory=list)
     examples: list[FidExample] = field(default_factory=list)
@@ -101,10 +103,11 @@ class FidDataBuilder:
         self.data.answers.append(np.asarray(ids, np.int32))
         return len(self.data.answers) - 1
 
-    def add(self, question: Question) -> None:
-        """Take in a question with its first passages."""
+    def add(self, question: Question, origin: str = "") -> None:
+        """Take in a question with its first passages, and where it comes from."""
         ids, _ = self.text.query(asked(question), self.config.query_budget)
         self.data.questions.append(np.asarray(ids, np.int32))
+        self.data.origins.append(origin)
         passages = tuple(self.passage(p) for p in question.contexts[: self.most_passages])
         answers = tuple(self.answer(a) for a in dict.fromkeys(question.answers) if a.strip())
         self.data.examples.append(FidExample(len(self.data.questions) - 1, passages, answers))
@@ -132,8 +135,8 @@ def load_fid_data(
     if not train:
         raise InputError("no question to train on", where=", ".join(map(str, settings.files)),
                          found="every passage was held out", todo="lower --dev-share")  # fmt: skip
-    for question in add_distractors(train, settings):
-        builder.add(question)
+    for (name, _), question in zip(train, add_distractors(train, settings), strict=True):
+        builder.add(question, name_of(name, question))
     return builder, dev
 
 

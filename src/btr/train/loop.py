@@ -110,6 +110,8 @@ class Loop(Generic[Batch]):
         keep: Called in the first process when ``score`` is the best so far.
         folder: Where the state, ``settings.json`` and ``log.jsonl`` live.
         recorded: Further settings, which a run that goes on must have too.
+        describe: Where the examples of a batch come from, to be named where they give no finite
+            loss.
         accelerator: Devices, processes and trackers; made if not given.
     """
 
@@ -124,8 +126,10 @@ class Loop(Generic[Batch]):
         keep: Callable[[], None],
         folder: Path,
         recorded: Mapping[str, object],
+        describe: Callable[[Batch], str] = lambda _: "",
         accelerator: Accelerator | None = None,
     ) -> None:
+        self.describe = describe
         self.settings, self.evaluate, self.keep, self.folder = settings, evaluate, keep, folder
         self.accelerator = accelerator or Accelerator()
         processes = {"processes": self.accelerator.num_processes}
@@ -178,27 +182,32 @@ class Loop(Generic[Batch]):
         stale: int = record.get("stale", 0)
         started = saved = time.monotonic()
         sums: dict[str, float] = {}
-        counted = bad = 0
+        counted = left_out = bad = 0
         for step, batches, look in self._steps():
             if step < done:
                 continue
             if self.settings.patience and stale >= self.settings.patience:
                 break
             parts = self._step(step, batches)
-            bad = 0 if parts else bad + 1
+            if parts:
+                counted, bad = counted + 1, 0
+            else:
+                left_out, bad = left_out + 1, bad + 1
+                self._log(step, {}, {"not_finite": self.describe(batches[0])})
             if bad >= self.settings.max_bad_steps:
                 raise InputError("the loss or its gradient is not finite",
-                                 where=f"{bad} times up to step {step}",
+                                 where=f"{bad} times up to step {step + 1}",
+                                 found=self.describe(batches[0]),
                                  todo="lower --lr, or look for broken texts in the data; the last "
                                  f"good state is in {self.folder / 'state'}")  # fmt: skip
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part
-            counted += 1
-            if counted == REPORT_STEPS or look:
+            if counted + left_out == REPORT_STEPS or look:
                 left = (self.total - step - 1) * (time.monotonic() - started) / (step + 1 - done)
                 losses = {name: round(x / counted, 4) for name, x in sums.items()}
-                self._log(step, losses, {"of": self.total, "eta_min": round(left / 60, 1)})
-                sums, counted = {}, 0
+                progress = {"of": self.total, "eta_min": round(left / 60, 1)}
+                self._log(step, losses, {**progress, "left_out": left_out})
+                sums, counted, left_out = {}, 0, 0
             if look:
                 figures = self._look()
                 self._log(step, {f"dev.{n}": x for n, x in figures.items()}, {"dev": figures})

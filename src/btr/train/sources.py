@@ -64,6 +64,11 @@ def labels_of(sources: Sequence[Source]) -> tuple[str, ...]:
     return labels_in(q for source in sources for q in read_questions(source.path))
 
 
+def name_of(source: str, question: Question) -> str:
+    """A question for an error or a log: its file and its id, which is its line if it has none."""
+    return f"{source}: question {question.id}"
+
+
 def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
     """Character spans of whole-word, case-insensitive occurrences of any answer in ``text``."""
     spans: set[tuple[int, int]] = set()

@@ -42,11 +42,12 @@ class SpanExample:
 class SpanData:
     """Tokenised questions and passages with the examples that pair them.
 
-    ``negatives`` names for each question the passages that do not answer it. Where a reader is
-    adapted, ``stored`` holds the passages' stored states.
+    ``origins`` says of each question where it comes from, ``negatives`` which passages do not
+    answer it. Where a reader is adapted, ``stored`` holds the passages' stored states.
     """
 
     questions: list[np.ndarray] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
     passages: list[np.ndarray] = field(default_factory=list)
     examples: list[SpanExample] = field(default_factory=list)
     negatives: dict[int, list[int]] = field(default_factory=dict)
@@ -84,10 +85,11 @@ class SpanDataBuilder:
             self.data.passages.append(np.asarray(ids, np.int32))
         return known
 
-    def question(self, question: str) -> int:
-        """Add a question; returns its number."""
+    def question(self, question: str, origin: str = "") -> int:
+        """Add a question, and where it comes from; returns its number."""
         ids = tokenize_query(self.tokenizer, question, self.query_budget)
         self.data.questions.append(np.asarray(ids, np.int32))
+        self.data.origins.append(origin)
         return len(self.data.questions) - 1
 
     def add(self, question: int, passage: Passage, answers: Sequence[str]) -> bool:

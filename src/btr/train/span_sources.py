@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from btr.data.passages import Passage
-from btr.data.questions import Question
+from btr.data.questions import Question, asked
 from btr.errors import InputError
-from btr.train.sources import DataSettings, Rejects, Source, find_answers, read_sources
+from btr.train.sources import DataSettings, Rejects, Source, find_answers, name_of, read_sources
 from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample
 
 NEGATIVES = 4
@@ -92,7 +92,7 @@ def load_span_data(
             else:
                 rejects.without_answer_in_passage += 1
             continue
-        number = train.question(question.question)
+        number = train.question(asked(question), name_of(name, question))
         added, misses = 0, []
         for passage in question.contexts:
             if not find_answers(passage.text, question.answers):
@@ -136,10 +136,10 @@ def _add_class(
     right = question.label or question.answers[0]
     if right not in labels:
         raise InputError("a class that no training file has",
-                         where=f"{name}: question {question.id}", expected=", ".join(labels),
+                         where=name_of(name, question), expected=", ".join(labels),
                          found=right[:80], todo="correct the answer")  # fmt: skip
     label = labels.index(right)
-    number = builder.question(question.question)
+    number = builder.question(asked(question), name_of(name, question))
     examples = [
         SpanExample(number, builder.passage(passage)[0], (), label) for passage in question.contexts
     ]
@@ -151,7 +151,7 @@ def _dev_question(builder: SpanDataBuilder, question: Question) -> DevQuestion |
     """A question over its first passage that holds an answer, if one does."""
     for passage in question.contexts:
         if find_answers(passage.text, question.answers):
-            if not builder.add(builder.question(question.question), passage, question.answers):
+            if not builder.add(builder.question(asked(question)), passage, question.answers):
                 return None
             _, offsets, text_start = builder.passage(passage)
             example = builder.data.examples[-1]

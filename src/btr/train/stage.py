@@ -158,6 +158,7 @@ def run_stage(
     recorded: dict[str, object],
     accelerator: Accelerator,
     files: Sequence[Path] = (),
+    describe: Callable[[Batch], str] = lambda _: "",
 ) -> dict[str, float]:
     """Train a loss's network and keep the best of it.
 
@@ -171,6 +172,7 @@ def run_stage(
         recorded: Further settings to write down.
         accelerator: Devices, processes and trackers.
         files: What it learns from.
+        describe: As for :class:`btr.train.loop.Loop`.
 
     Returns:
         The best dev figures.
@@ -211,6 +213,7 @@ def run_stage(
 
     loop = Loop(
         settings.loop, plan=plan, loss=loss, make_optimizer=make_optimizer, evaluate=evaluate,
-        keep=keep, folder=places.work, recorded=recorded, accelerator=accelerator,
+        keep=keep, folder=places.work, recorded=recorded, describe=describe,
+        accelerator=accelerator,
     )  # fmt: skip
     return loop.run()
