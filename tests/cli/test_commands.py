@@ -179,6 +179,7 @@ def test_eval_report(
     } <= report.keys()  # fmt: skip
     assert (report["task"], report["n"], report["family"]) == ("lakes", 2, "bert")
     assert report["settings"]["states"] == states
+    assert 0 < report["latency_ms"]["median"] <= report["latency_ms"]["p95"]
     assert [json.loads(line)["id"] for line in answers.read_text().splitlines()] == ["1", "2"]
 
 
@@ -298,6 +299,13 @@ def test_eval_finds_the_pieces_of_a_passage_that_the_store_has_cut(
     status, _, err = run(*words)
     assert status == 3
     assert "no passage has this id: 'other'" in err
+
+
+def test_eval_says_what_it_left_out(run: Run, tiny: Path, questions: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text(questions.read_text() + '{"question": "who?", "answers": ["Ada"]}\n')
+    _, out, _ = run("eval", "--reader", tiny, "--data", more)
+    assert "on 2 questions (1 without passages or answers left out); " in out
 
 
 def test_eval_limit_and_task(run: Run, tiny: Path, questions: Path) -> None:

@@ -120,13 +120,42 @@ def test_classes_and_multiple_choice_are_scored_by_accuracy(run: Run, tmp_path, 
     assert set(said) <= {"SUPPORTS", "REFUTES"}
     right = sum(a == ["SUPPORTS", "REFUTES"][n % 2] for n, a in enumerate(said))
     assert figures["accuracy"] == round(100 * right / 12, 2)
-    code, _, err = run(*words, "--data", exam)
+    code, out, err = run(*words, "--data", exam)
     assert code == 0, err
     figures = json.loads(report.read_text())
     assert figures["subjects"].keys() == {"stone", "water"}
     assert figures["accuracy"] == pytest.approx(sum(figures["subjects"].values()) / 2, abs=0.01)
+    assert figures["recall"] is None
+    for subject, share in figures["subjects"].items():
+        low, high = figures["subject_intervals"][subject]
+        assert low <= share <= high
+        assert f"  {subject}: {share} ({low} to {high})" in out
     code, _, err = run(*words, "--data", questions_without_classes(tmp_path), "--classes")
     assert (code, "are no classes" in one_line(err)) == (3, True)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_a_multiple_choice_without_passages_is_trained_on_and_read(
+    run: Run, tmp_path, bases, family: str
+):
+    exam, report = tmp_path / "mmlu.jsonl", tmp_path / "report.json"
+    with exam.open("w") as out:
+        for n in range(24):
+            options = ["snow", "salt", "wood", "stone"]
+            record = {"question": f"what {n}?", "choices": options, "answer": n % 2, "ctxs": []}
+            out.write(json.dumps(record) + "\n")
+    reader = tmp_path / "mine"
+    # The paper's settings of MMLU are those of T5 base.
+    options = {"bert": ["--classes"], "t5": ["--preset", "mmlu", "--steps", "2"]}[family]
+    code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases[family],
+                       "--data", exam, "--dev-share", "0.3", *options)  # fmt: skip
+    assert code == 0, err
+    code, out, err = run("eval", "--reader", reader, "--mode", "plain", "--data", exam, "--limit",
+                         "20", "--json", report)  # fmt: skip
+    assert code == 0, err
+    figures = json.loads(report.read_text())
+    assert (figures["n"], figures["skipped_without_passages"]) == (20, 0)
+    assert figures["accuracy"] is not None
 
 
 def test_an_extractive_reader_learns_classes(run: Run, tmp_path, bases):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from btr.data.questions import read_questions
 from btr.errors import InputError, UsageError
+from btr.readers.bert_text import tokenize_query
 from btr.train import dev_split
 from btr.train.sources import DataSettings, Rejects, Source, find_answers, held_out, parse_source
 from btr.train.span_sources import SpanDataSettings, load_span_data
@@ -139,6 +141,23 @@ def test_a_class_of_the_dev_file_alone_is_named(tmp_path, tokenizer):
     settings = SpanDataSettings((train,), dev=(dev.path,), labels=("no", "yes"))
     with pytest.raises(InputError, match="dev: question 3; expected no, yes, found perhaps"):
         load_span_data(settings, tokenizer, 48, Rejects())
+
+
+def test_a_choice_needs_no_passage_and_is_trained_on_as_it_is_asked(tmp_path, tokenizer):
+    """Training and reading give the network the same text, and the same nothing for a passage."""
+    record = {"question": "what?", "options": ["salt", "snow"], "answer": "B"}
+    source = write(tmp_path / "exam.jsonl", [record | {"question": f"what {n}?"} for n in range(9)])
+    settings = SpanDataSettings((source,), dev=(source.path,), labels=("A", "B"))
+    builder, dev = load_span_data(settings, tokenizer, 48, Rejects())
+    assert len(builder.data.examples) == len(dev.questions["exam"]) == 9
+    wanted = tokenize_query(tokenizer, "what 0? (A) salt (B) snow", 48)
+    assert builder.data.questions[0].tolist() == wanted
+    assert dev.data.questions[0].tolist() == wanted
+    assert [ids.tolist() for ids in builder.data.passages] == [[tokenizer.sep_token_id]]
+    assert {example.label for example in builder.data.examples} == {1}
+    rejects = Rejects()
+    with pytest.raises(InputError, match="18 without a passage"):
+        load_span_data(replace(settings, labels=()), tokenizer, 48, rejects)
 
 
 def test_every_dev_question_weighs_the_same():

@@ -242,11 +242,19 @@ def evaluate(
     if main == "accuracy":
         scores = f"accuracy {report['accuracy']}"
     kept = f" ({report['kept']} % of {against})" if "kept" in report else ""
-    console(json).print(
+    skipped = report["skipped_without_passages"]
+    left_out = f" ({skipped} without passages or answers left out)" if skipped else ""
+    latency = report["latency_ms"]
+    out = console(json)
+    out.print(
         f"{report['task']}, {report['reader']} {report['mode']}: {scores}{kept} on {report['n']} "
-        f"questions; {report['queries_per_s']} a second, "
-        f"{report['cpu_s_per_correct']} CPU-seconds for a right answer"
+        f"questions{left_out}; {report['queries_per_s']} a second, {latency['median']} ms a "
+        f"question (95 % within {latency['p95']}), {report['cpu_s_per_correct']} CPU-seconds for a "
+        "right answer"
     )
+    for name, share in report.get("subjects", {}).items():
+        low, high = report["subject_intervals"][name]
+        out.print(f"  {name}: {share} ({low} to {high})")
 
 
 def read_report(path: Path) -> dict[str, Any]:

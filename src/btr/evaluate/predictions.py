@@ -29,9 +29,11 @@ class Prediction:
         f1: Share of common words, 0 .. 1; of a choice as ``em``.
         subject: Of a multiple choice, or "".
         passages: How many were read.
-        found: The place of the first passage that holds an answer, from 1; 0 for none.
-        wall: Seconds of reading.
-        cpu: CPU-seconds of reading.
+        found: The place of the first passage that holds an answer, from 1; 0 for none. A choice
+            has none: its letter or its class stands anywhere or nowhere, and says nothing.
+        wall: Seconds of reading; of several questions read together, an equal share.
+        cpu: CPU-seconds of reading, likewise.
+        latency: Seconds until the answer was there; of several together, all of them.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Prediction:
     found: int
     wall: float
     cpu: float
+    latency: float
 
 
 @contextmanager

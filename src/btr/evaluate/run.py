@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from btr.data.lines import read_numbered_records
 from btr.data.passages import Passage
 from btr.data.questions import Question, asked
@@ -22,6 +24,9 @@ from btr.store.reader import TokenStore
 Found = tuple[list[Passage], Sequence[PassageState | None] | None]
 """A question's passages and their stored states, or None where the reader encodes them now."""
 
+
+NO_PASSAGE = Passage("", "")
+"""What a question of a choice that has no passages is read with: nothing but its end token."""
 
 MOST_LABELS = 20
 """Classes that a task may have."""
@@ -88,6 +93,11 @@ def choices_for(question: Question, labels: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(letter for letter, _ in question.options) or labels
 
 
+def given_passages(found: Found, choices: tuple[str, ...]) -> Found:
+    """What was found; where that is nothing, a choice can still be made by the question alone."""
+    return found if found[0] or not choices else ([NO_PASSAGE], [None])
+
+
 def predict(
     reader: Reader,
     questions: Sequence[Question],
@@ -121,10 +131,11 @@ def predict(
         [asked(question) for question in questions], [passages for passages, _ in found], states,
         options=options,
     )  # fmt: skip
-    wall = (time.perf_counter() - started) / len(questions)
-    cpu = (time.process_time() - cpu_started) / len(questions)
+    latency, count = time.perf_counter() - started, len(questions)
+    cpu = (time.process_time() - cpu_started) / count
+    times = (latency / count, cpu, latency)
     return [
-        _scored(question, passages, reading, choose=bool(choices), wall=wall, cpu=cpu)
+        _scored(question, passages, reading, times, choose=bool(choices))
         for question, (passages, _), reading in zip(questions, found, readings, strict=True)
     ]
 
@@ -133,19 +144,20 @@ def _scored(
     question: Question,
     passages: Sequence[Passage],
     reading: Reading,
+    times: tuple[float, float, float],
     *,
     choose: bool,
-    wall: float,
-    cpu: float,
 ) -> Prediction:
     best = reading.answers[0] if reading.answers else None
     text = best.text if best else ""
     if choose:
         # Not by normalised text, of which the letter A is an article and nothing.
         em = f1 = float(text in question.answers)
+        place = 0
     else:
         em, f1 = exact_match(text, question.answers), f1_score(text, question.answers)
-    places = (i for i, p in enumerate(passages, 1) if holds_answer(p.text, question.answers))
+        places = (i for i, p in enumerate(passages, 1) if holds_answer(p.text, question.answers))
+        place = next(places, 0)
     return Prediction(
         question.id,
         question.question,
@@ -157,9 +169,8 @@ def _scored(
         f1,
         question.subject,
         len(passages),
-        next(places, 0),
-        wall,
-        cpu,
+        place,
+        *times,
     )
 
 
@@ -176,7 +187,7 @@ def evaluate(
     write: Callable[[Prediction], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Answer every question that has passages and score the best answer of each.
+    """Answer every question that has passages or choices, and score the best answer of each.
 
     Args:
         reader: In any mode.
@@ -194,7 +205,7 @@ def evaluate(
         The figures of an eval report without its task and settings.
 
     Raises:
-        InputError: No question had both answers and passages.
+        InputError: No question had both answers and passages or choices.
     """
     before = {prediction.id: prediction for prediction in done}
     scored: list[Prediction] = []
@@ -221,7 +232,7 @@ def evaluate(
         if question.id in before:
             scored.append(before[question.id])
             continue
-        found = find(question)
+        found = given_passages(find(question), choices)
         if not found[0] or not question.answers:
             without += 1
             continue
@@ -250,7 +261,7 @@ def figures(scored: Sequence[Prediction], *, choices: bool) -> dict[str, Any]:
     Args:
         scored: At least one.
         choices: Whether every answer was one of several given; then accuracy, overall and by
-            subject, stands in place of EM and F1.
+            subject, stands in place of EM and F1, and there is no recall.
     """
     count, right = len(scored), sum(p.em for p in scored)
 
@@ -261,34 +272,43 @@ def figures(scored: Sequence[Prediction], *, choices: bool) -> dict[str, Any]:
     report: dict[str, Any] = {"em": None, "f1": None, "accuracy": None}
     if choices:
         report["accuracy"], report["accuracy_interval"] = percent([p.em for p in scored])
-        subjects = sorted({p.subject for p in scored} - {""})
+        subjects = {
+            name: percent([p.em for p in scored if p.subject == name])
+            for name in sorted({p.subject for p in scored} - {""})
+        }
         if subjects:
-            report["subjects"] = {
-                name: percent([p.em for p in scored if p.subject == name])[0] for name in subjects
-            }
+            report["subjects"] = {name: share for name, (share, _) in subjects.items()}
+            report["subject_intervals"] = {name: ends for name, (_, ends) in subjects.items()}
     else:
         report["em"], report["em_interval"] = percent([p.em for p in scored])
         report["f1"], report["f1_interval"] = percent([p.f1 for p in scored])
     wall, cpu = sum(p.wall for p in scored), sum(p.cpu for p in scored)
+    median, p95 = 1000 * np.percentile([p.latency for p in scored], [50, 95])
     return report | {
         "abstained": round(100 * sum(p.no_answer > 0.5 for p in scored) / count, 2),
-        "recall": {
+        "recall": None if choices else {
             str(k): round(100 * sum(0 < p.found <= k for p in scored) / count, 2)
             for k in RECALL_AT
         },
         "queries_per_s": round(count / wall, 2),
+        "latency_ms": {"median": round(float(median), 2), "p95": round(float(p95), 2)},
         "cpu_s_per_correct": round(cpu / right, 4) if right else None,
         "passages_per_query": round(sum(p.passages for p in scored) / count, 2),
     }  # fmt: skip
 
 
 def labels_in(questions: Iterable[Question]) -> tuple[str, ...]:
-    """The classes of a task, as its questions name them.
+    """The classes of a task, as its questions name them; of a multiple choice, all letters.
 
     Raises:
         InputError: There are fewer than two, or so many that they are no classes.
     """
-    found = sorted({q.label or q.answers[0] for q in questions if q.answers})
+    named: set[str] = set()
+    for question in questions:
+        if question.answers:
+            letters = (letter for letter, _ in question.options)
+            named |= {question.label or question.answers[0], *letters}
+    found = sorted(named)
     if not 2 <= len(found) <= MOST_LABELS:
         raise InputError("the answers are no classes", expected=f"2 to {MOST_LABELS} of them",
                          found=str(len(found)), todo="leave --classes out")  # fmt: skip

@@ -15,7 +15,7 @@ from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.errors import InputError
 from btr.evaluate.predictions import Prediction
-from btr.evaluate.run import choices_for, figures, predict
+from btr.evaluate.run import choices_for, figures, given_passages, predict
 from btr.readers.base import Merging, Mode, Reader, ReadOptions
 from btr.store.format import PassageState
 
@@ -122,10 +122,11 @@ def sweep(
     chosen, done, tokens = True, 0, 0
     stored = dict.fromkeys(readers, 0)
     for question in questions:
-        passages = find(question)
+        choices = choices_for(question, labels)
+        passages, _ = given_passages((find(question), None), choices)
         if not passages or not question.answers:
             continue
-        chosen = chosen and bool(choices_for(question, labels))
+        chosen = chosen and bool(choices)
         states: dict[tuple[str, Mode], list[PassageState]] = {
             key: reader.encode(passages) for key, reader in readers.items() if key[1] != "plain"
         }

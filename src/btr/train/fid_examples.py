@@ -127,7 +127,7 @@ def load_fid_data(
     builder = FidDataBuilder(text, config, settings.passages)
     train: list[tuple[str, Question]] = []
     dev: dict[str, list[Question]] = {}
-    for name, question, is_dev in read_sources(settings, rejects):
+    for name, question, is_dev in read_sources(settings, rejects, chooses=lambda q: bool(q.label)):
         if is_dev:
             dev.setdefault(name, []).append(question)
         elif question.contexts:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from btr.data.questions import Question, read_questions
 from btr.errors import InputError, UsageError
-from btr.evaluate.run import labels_in
+from btr.evaluate.run import NO_PASSAGE, labels_in
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,19 @@ class Rejects:
 
 
 def read_sources(
-    settings: DataSettings, rejects: Rejects, *, need_passages: bool = True
+    settings: DataSettings,
+    rejects: Rejects,
+    *,
+    chooses: Callable[[Question], bool] = lambda _: False,
 ) -> Iterator[tuple[str, Question, bool]]:
     """Questions of all files, with the file's name and whether it is for dev, in the files' order.
 
     Args:
         settings: The files; a share below 1 is a random sample of the questions to train on.
         rejects: Counts what is left out.
-        need_passages: Leave out questions without passages.
+        chooses: Whether a question has classes or options to choose from. One without passages is
+            then read with :data:`btr.evaluate.run.NO_PASSAGE`, as ``btr eval`` reads it; others
+            without passages are left out.
 
     Raises:
         InputError: A line is bad (names file and line), or nothing is left to train on or to look
@@ -166,15 +171,17 @@ def read_sources(
             if not any(answer.strip() for answer in question.answers):
                 rejects.without_answer += 1
                 continue
-            if need_passages and not question.contexts:
+            if not question.contexts and not chooses(question):
                 rejects.without_passage += 1
                 continue
             dev = whole or held_out(_key(question), share)
+            contexts = question.contexts or (NO_PASSAGE,)
             if not dev:
-                kept = tuple(p for p in question.contexts if not held_out(p.text, share))
                 if source.share < 1 and chooser.random() >= source.share:
                     continue
-                question = replace(question, contexts=kept)
+                if question.contexts:
+                    contexts = tuple(p for p in contexts if not held_out(p.text, share))
+            question = replace(question, contexts=contexts)
             trained, looked_at = trained + (not dev), looked_at + dev
             yield source.name, question, dev
     for count, what, todo in (

@@ -77,7 +77,9 @@ def load_span_data(
     chooser = random.Random(settings.seed)  # noqa: S311 -- a sample, not a secret
     siblings: dict[tuple[str, str], set[int]] = {}
     gold: list[tuple[int, tuple[str, str], int]] = []
-    for name, question, is_dev in read_sources(settings, rejects):
+    for name, question, is_dev in read_sources(
+        settings, rejects, chooses=lambda _: bool(settings.labels)
+    ):
         if settings.labels:
             builder = looked_at if is_dev else train
             examples = _add_class(builder, name, question, settings.labels)
