@@ -19,10 +19,7 @@ from btr.readers.bert_network import SplitBert
 from btr.store.format import Guesses
 from btr.train.extractive import (
     SpanLoss,
-    choose_trained,
     run_network,
-    start_binarized,
-    start_decomposed,
     stored_signs,
     train_extractive,
 )
@@ -30,6 +27,7 @@ from btr.train.loop import LoopSettings
 from btr.train.sources import Source
 from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample, collate
 from btr.train.span_sources import SpanDataSettings
+from btr.train.span_starts import choose_trained, start_binarized, start_decomposed
 from btr.train.stage import Places, StageSettings
 from btr.train.stored import StoredStates
 from tiny_readers import make_reader, tiny_model

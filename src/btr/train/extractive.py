@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,30 +11,33 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertForQuestionAnswering
-from transformers.models.bert.modeling_bert import BertLayer
 
-from btr.binarize import PostNormBinarizer, straight_through_sign
+from btr.binarize import straight_through_sign
 from btr.bits import put_levels, unpack_signs
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
 from btr.readers.bert import BertReader
 from btr.readers.bert_checkpoint import (
     load_config,
-    load_network,
     save_checkpoint,
 )
-from btr.readers.bert_network import SplitBert, bert_layers
+from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import load_tokenizer
-from btr.readers.checkpoint import quiet_transformers, read_config
 from btr.readers.joint_states import JointStates
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.train import losses
 from btr.train.batches import first_origins, padded
-from btr.train.rules import Rule
 from btr.train.sources import Rejects
 from btr.train.span_examples import SpanBatch, SpanData, SpanExample, collate, epoch_batches
 from btr.train.span_sources import DevSet, SpanDataSettings, load_span_data
+from btr.train.span_starts import (
+    choose_trained,
+    load_mode,
+    start_binarized,
+    start_decomposed,
+    start_reader,
+    start_teacher,
+)
 from btr.train.stage import (
     MODE_OF,
     Places,
@@ -48,9 +50,6 @@ from btr.train.stored import WHOLE, StoredRows, StoredStates
 
 DEV_QUESTIONS = 800
 """Most dev questions of a file: F1 within 1.7 points, in ten seconds."""
-
-EMBEDDINGS = "model.bert.embeddings.word_embeddings.weight"
-
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -208,138 +207,6 @@ def evaluate_dev(network: SplitBert, dev: DevSet, settings: SpanDataSettings) ->
     return figures | {"score": settings.score(f1s)}
 
 
-def start_reader(folder: Path, query_budget: int) -> SplitBert:
-    """Step 1 starts from a pretrained BERT with a new span head, or from an extractive reader.
-
-    Raises:
-        UsageError: The checkpoint is a split reader.
-    """
-    if "btr" in read_config(folder):
-        return _of_mode(folder, "plain", "reader")
-    with quiet_transformers():
-        model = BertForQuestionAnswering.from_pretrained(folder)
-    return SplitBert(model, 0, query_budget)
-
-
-def _of_mode(folder: Path, mode: str, stage: str) -> SplitBert:
-    """The network of a checkpoint that has to be of a mode."""
-    network, _, config = load_network(folder)
-    if config.mode != mode:
-        raise UsageError(f"step {stage} needs a {mode} checkpoint", where=str(folder),
-                         found=config.mode)  # fmt: skip
-    return network
-
-
-def _teacher(
-    folder: Path, settings: StageSettings, query_budget: int, labels: tuple[str, ...]
-) -> SplitBert:
-    """The plain reader, which must see and, if its answers count, say what the other one does."""
-    taught = load_config(folder)
-    if taught.query_budget != query_budget:
-        raise UsageError("the teacher has another query budget", where=str(folder),
-                         expected=str(query_budget), found=str(taught.query_budget),
-                         todo="give the checkpoint of step 1")  # fmt: skip
-    if settings.answer_weight and taught.labels != labels:
-        raise UsageError("the teacher tells other classes", where=str(folder),
-                         expected=", ".join(labels) or "none", found=", ".join(taught.labels),
-                         todo="train step reader on this task, or give --answer-weight 0",
-                         )  # fmt: skip
-    return _of_mode(folder, "plain", settings.stage)
-
-
-def start_decomposed(plain: SplitBert, lower: int, joint: int) -> SplitBert:
-    """Step 2 starts from the plain reader.
-
-    With ``n`` its layers, the joint part is its last ``joint`` layers and the lower part the
-    ``n - joint`` before them (the paper's split), cut or followed by layers that start close to
-    the identity so that ``lower`` is reached. Depth below the cut is free at query time.
-
-    Raises:
-        UsageError: There are not 1 to ``n`` joint layers; without any, a question would never meet
-            its passages.
-    """
-    layers = bert_layers(plain.model)
-    if not 1 <= joint <= len(layers):
-        raise UsageError("no such layout", expected=f"1 to {len(layers)} joint layers",
-                         found=f"{lower}+{joint}", todo="give another --layout")  # fmt: skip
-    first = len(layers) - joint
-    below = layers[:first][:lower]
-    added = layers[max(0, len(below) - 1)]
-    chosen = [*below, *[added] * (lower - len(below)), *layers[first:]]
-    config = copy.deepcopy(plain.model.config)
-    config.num_hidden_layers = lower + joint
-    model = BertForQuestionAnswering(config)
-    model.bert.embeddings.load_state_dict(plain.model.bert.embeddings.state_dict())
-    model.qa_outputs.load_state_dict(plain.model.qa_outputs.state_dict())
-    for mine, theirs in zip(bert_layers(model), chosen, strict=True):
-        mine.load_state_dict(theirs.state_dict())
-    last = below[-1].output if below else model.bert.embeddings
-    for extra in bert_layers(model)[len(below) : lower]:
-        make_near_identity(extra, last.LayerNorm)
-    network = SplitBert(model, lower, plain.query_budget)
-    network.classifier = copy.deepcopy(plain.classifier)
-    return network
-
-
-@torch.no_grad()
-def make_near_identity(layer: BertLayer, norm: nn.LayerNorm) -> None:
-    """Let a post-norm layer pass on what the layer before it, with this last norm, gives it.
-
-    Attention and feed-forward add nothing at first. The norms then see ``gamma z + beta`` with
-    ``z`` of variance 1 and give it back its own mean and spread over the dimensions.
-    """
-    for branch in (layer.attention.output, layer.output):
-        nn.init.zeros_(branch.dense.weight)
-        nn.init.zeros_(branch.dense.bias)
-        spread = norm.weight.square().mean() + norm.bias.var(unbiased=False)
-        branch.LayerNorm.weight.fill_(float(spread.sqrt()))
-        branch.LayerNorm.bias.fill_(float(norm.bias.mean()))
-
-
-@torch.no_grad()
-def start_binarized(decomposed: SplitBert, data: SpanData, rule: Rule = "calibrated") -> SplitBert:
-    """Step 3 starts from step 2, the binarizer from the least-squares fit on a sample of states.
-
-    Rule "raw" is the paper's for post-norm networks: the signs themselves, nothing learned.
-
-    Raises:
-        UsageError: The rule is one for pre-norm networks.
-    """
-    if rule not in ("calibrated", "raw"):
-        raise UsageError("a rule for pre-norm networks", found=rule,
-                         expected="calibrated or raw")  # fmt: skip
-    network = copy.deepcopy(decomposed)
-    network.binarizer = PostNormBinarizer(network.model.config.hidden_size)
-    if rule == "raw":
-        return network
-    batch = collate(data, data.examples[:: max(1, len(data.examples) // 256)][:256])
-    states = network.encode_passage(batch.passage_ids, batch.passage_mask)
-    network.binarizer.calibrate(states[batch.passage_mask])
-    return network
-
-
-def choose_trained(network: SplitBert, settings: StageSettings, *, embeddings: bool) -> None:
-    """Freeze what a step leaves as it is.
-
-    Args:
-        network: Of the step.
-        settings: The step.
-        embeddings: Whether word embeddings are trained.
-    """
-    network.requires_grad_(True)
-    if settings.stage == "adapt":
-        # All that stored states depend on; questions are read by the same layers.
-        for part in (network.model.bert.embeddings, *network.lower):
-            part.requires_grad_(False)
-    if network.classifier is not None:
-        # No loss looks at spans; processes that average gradients wait for every one that is due.
-        network.model.qa_outputs.requires_grad_(False)
-    if network.binarizer is not None:
-        network.binarizer.requires_grad_(settings.rule == "calibrated")
-    if not embeddings:
-        network.get_parameter(EMBEDDINGS).requires_grad_(False)
-
-
 def train_extractive(
     settings: StageSettings,
     data_settings: SpanDataSettings,
@@ -387,24 +254,24 @@ def train_extractive(
         print(f"{len(data.examples)} examples, {len(data.passages)} passages; {rejects}",
               flush=True)  # fmt: skip
     labels = data_settings.labels
-    teacher = None if plain is None else _teacher(plain, settings, found.query_budget, labels)
+    teacher = None if plain is None else start_teacher(plain, settings, found.query_budget, labels)
     if stage == "reader":
         network = start_reader(folder, found.query_budget)
     elif stage == "decompose":
         if layout is None:
             raise UsageError("step decompose needs a layout", expected="LOWER+JOINT",
                              todo="give --layout, as 4+3")  # fmt: skip
-        network = start_decomposed(_of_mode(folder, "plain", stage), *layout)
+        network = start_decomposed(load_mode(folder, "plain", stage), *layout)
     elif stage == "adapt":
-        network = _of_mode(folder, "btr", stage)
+        network = load_mode(folder, "btr", stage)
         reader = BertReader(network, tokenizer, found, folder.name)
         data.stored = StoredStates(reader, builder.passages, store, whole=WHOLE)
         dev.data.stored = StoredStates(reader, dev.passages, store)
     elif found.mode == "btr":
         # Step 3 goes on from what it made.
-        network = _of_mode(folder, "btr", stage)
+        network = load_mode(folder, "btr", stage)
     else:
-        network = start_binarized(_of_mode(folder, "decomposed", stage), data, settings.rule)
+        network = start_binarized(load_mode(folder, "decomposed", stage), data, settings.rule)
     if labels != found.labels:
         network.classifier = nn.Linear(network.model.config.hidden_size, len(labels))
     embeddings = word_embeddings or found.word_embeddings
