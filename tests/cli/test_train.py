@@ -216,9 +216,14 @@ def test_a_network_pretrained_with_bits_becomes_a_reader(run: Run, tmp_path, que
     assert code == 0, err
     code, _, err = run("eval", "--reader", reader, "--data", questions, "--limit", "2")
     assert code == 0, err
-    code, _, err = run("pretrain", texts, "-o", tmp_path / "x", "--from", bases["t5"],
-                       "--layout", "9+1")  # fmt: skip
-    assert (code, "no such layer" in one_line(err)) == (2, True)
+    for options, message in (
+        (["--layout", "9+1"], "sum to 4, found 9+1"),
+        (["--layout", "3+3"], "sum to 4, found 3+3"),
+        ([], "sum to 4, found nothing"),
+        (["--mode", "plain", "--layout", "3+1"], "a plain network has no layout"),
+    ):
+        code, _, err = run("pretrain", texts, "-o", tmp_path / "x", "--from", bases["t5"], *options)
+        assert (code, message in one_line(err)) == (2, True), err
 
 
 def digest(folder: Path) -> str:
@@ -362,6 +367,9 @@ def test_bad_input_is_one_line(run: Run, tmp_path, questions, bases):
         (["--stage", "reader", *base, "--from", bases["bert"], "--recompute"], 2, "--recompute"),
         (["--stage", "reader", *base, "--from", bases["bert"], "--decoder-only"], 2, "--decoder"),
         (["--stage", "decompose", *base, "--decoder-only"], 2, "--decoder-only is for step reader"),
+        (["--stage", "reader", *base, "--from", bases["bert"], "--preset", "nq"], 2, "--preset"),
+        (["--stage", "reader", *base, *start, "--layout", "2+2"], 2, "--layout is for step"),
+        (["--stage", "reader", *base, *start, "--task-weight", "0"], 2, "is switched off"),
         (["--stage", "reader", *base, *start, "--positives", "2"], 2, "positives"),
         (["--stage", "reader", *base, *start, "--score-on", "nq"], 2, "score on: nq"),
         (["--stage", "binarize", *base, *start, "--query-budget", "8"], 2, "step binarize"),

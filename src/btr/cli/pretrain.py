@@ -87,7 +87,7 @@ def pretrain(
         sources,
         places,
         mode=mode,
-        split_layer=parse_layout(layout)[0] if layout else 0,
+        layout=parse_layout(layout) if layout else None,
         config=T5ReaderConfig(query_budget=query_budget, passage_budget=passage_budget),
         scratch=scratch,
         dev_share=dev_share,

@@ -71,7 +71,8 @@ def train(
     ] = None,
     preset: Annotated[
         Literal["nq", "triviaqa", "webquestions", "fever", "mmlu"] | None,
-        typer.Option("--preset", help="The paper's hyper-parameters for a task."),
+        typer.Option("--preset", help="The paper's hyper-parameters for a task, which are those "
+                     "of T5 base: generative readers."),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 3,
     steps: Annotated[
@@ -167,7 +168,7 @@ def train(
     ``binarize`` (1-bit passage states). ``adapt`` trains a finished reader for another task above
     the cut only, so that its stores stay valid. Start it with torchrun to use several GPUs.
     """
-    from btr.train.launch import PRESETS, places_of
+    from btr.train.launch import PRESETS, family_of, places_of
     from btr.train.launch import train as run
     from btr.train.loop import LoopSettings
     from btr.train.sources import labels_of, parse_source
@@ -175,12 +176,17 @@ def train(
 
     if decoder_only and stage != "reader":
         raise UsageError("--decoder-only is for step reader", todo="leave it out")
+    if layout and stage != "decompose":
+        raise UsageError("--layout is for step decompose", todo="leave it out")
     split = parse_layout(layout) if layout else None
     if stage == "reader" or (stage == "adapt" and not plain):
         state_weight = answer_weight = 0.0
     distils = bool(state_weight or answer_weight)
     places = places_of(reader, stage, start=start, plain=plain, distils=distils)
     budgets: dict[str, Any] = {}
+    if preset and family_of(places.start) == "bert":
+        raise UsageError("--preset has the paper's settings of T5 base, for generative readers",
+                         found=preset, todo="leave it out")  # fmt: skip
     if preset:
         chosen = PRESETS[preset]
         steps, lr = steps or chosen.steps, lr or chosen.lr

@@ -150,7 +150,7 @@ def pretrain(
     places: Places,
     *,
     mode: Mode,
-    split_layer: int = 0,
+    layout: tuple[int, int] | None = None,
     config: T5ReaderConfig | None = None,
     scratch: bool = False,
     dev_share: float = 0.01,
@@ -164,7 +164,7 @@ def pretrain(
         sources: Files and folders, as ``btr index`` takes them.
         places: Where it starts from and writes.
         mode: "plain" for T5's own pretraining.
-        split_layer: ``k`` of the other modes.
+        layout: Encoder layers below the cut and joint ones, of the other modes.
         config: Budgets; windows have as many tokens as a question and a passage together.
         scratch: Take the start's shape and tokenizer and draw new weights.
         dev_share: Of the documents that are held out.
@@ -180,7 +180,7 @@ def pretrain(
     """
     accelerator = begin_stage(settings, places, accelerator)
     network, tokenizer, found = load_network(places.start)
-    config = _config(config or found, mode, split_layer, len(network.blocks))
+    config = _config(config or found, mode, layout, len(network.blocks))
     config = replace(config, word_embeddings="" if scratch else found.word_embeddings)
     if scratch:
         network = SplitT5(T5ForConditionalGeneration(network.model.config), 0)
@@ -223,14 +223,19 @@ def pretrain(
     )
 
 
-def _config(given: T5ReaderConfig, mode: Mode, split_layer: int, layers: int) -> T5ReaderConfig:
+def _config(
+    given: T5ReaderConfig, mode: Mode, layout: tuple[int, int] | None, layers: int
+) -> T5ReaderConfig:
     """The configuration of the checkpoint that pretraining makes."""
-    if mode == "plain":
-        split_layer = 0
-    elif not 0 < split_layer <= layers:
-        raise UsageError("no such layer to split at", expected=f"1 to {layers}",
-                         found=str(split_layer), todo="give --layout")  # fmt: skip
-    return replace(given, mode=mode, split_layer=split_layer, positions="budget", calibration=None)
+    if mode == "plain" and layout is not None:
+        raise UsageError("a plain network has no layout", todo="leave --layout out, or name a mode")
+    if mode != "plain" and (layout is None or sum(layout) != layers):
+        raise UsageError("pretraining needs a layout of all encoder layers",
+                         expected=f"LOWER+JOINT that sum to {layers}",
+                         found="+".join(map(str, layout or ())), todo="give --layout",
+                         )  # fmt: skip
+    lower = layout[0] if layout else 0
+    return replace(given, mode=mode, split_layer=lower, positions="budget", calibration=None)
 
 
 @torch.no_grad()
