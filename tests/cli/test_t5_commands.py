@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,22 +114,78 @@ def test_ablation_leaves_out_one_technique_at_a_time(
 ) -> None:
     status, out, err = run(
         "eval", "--ablation", "--reader", reader, "--data", questions, "--without-recovery", reader,
-        "--dtype", "fp32", "--json", "-",
+        "--without-distillation", reader, "--dtype", "fp32", "--json", "-",
     )  # fmt: skip
     assert status == 0, err
     rows = {row["name"]: row for row in json.loads(out)["rows"]}
     assert list(rows) == [
         "plain reader", "BTR", "without binarization", "without intra-passage merging",
-        "without cross-passage merging", "without recovery",
+        "without cross-passage merging", "without recovery", "without distillation",
     ]  # fmt: skip
     assert rows["plain reader"]["score"] == 100
+    assert {row["metric"] for row in rows.values()} == {"em"}
+    assert rows["without distillation"]["paper"]["em"] == 48.2
     assert rows["BTR"]["paper"] == {"em": 49.5, "queries_per_s": 31.5, "gigabytes": 127}
     assert (rows["BTR"]["intra"], rows["without intra-passage merging"]["intra"]) == (0.2, 0)
     assert rows["without binarization"]["bytes_per_token"] == 64
     assert rows["BTR"]["bytes_per_token"] == 6
-    assert (
-        run("eval", "--ablation", "--reader", reader, "--data", questions)[1].count("without") == 3
-    )
+    out = run("eval", "--ablation", "--reader", reader, "--data", questions)[1]
+    assert out.count("without") == 3
+    assert out.splitlines()[0].split()[0] == "EM"
+
+
+def test_ablation_reads_a_compressed_store(
+    run: Run, reader: Path, store: Path, questions: Path, tmp_path: Path
+) -> None:
+    compressed = shutil.copytree(store, tmp_path / "compressed.btr")
+    assert run("compress", compressed)[0] == 0
+    words = ("eval", "--ablation", "--reader", reader, "--data", questions, "--json", "-")
+    found = {}
+    for path, flags in ((store, ()), (compressed, ("--retrieve",))):
+        status, out, err = run(*words, "--store", path, "--search", "extract", *flags)
+        assert status == 0, err
+        found[path] = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert "without offline compression" not in found[store]
+    rows = found[compressed]
+    assert rows["without offline compression"]["paper"]["gigabytes"] == 159
+    assert rows["without offline compression"]["bytes_per_token"] == 6
+    size = json.loads(run("info", compressed, "--json", "-")[1])["state_bytes_per_token"]
+    for name in ("BTR", "without intra-passage merging"):
+        assert rows[name]["stored"]
+        assert rows[name]["bytes_per_token"] == pytest.approx(size, abs=0.01)
+
+
+def test_ablation_refuses_what_it_would_ignore(run: Run, reader: Path, questions: Path) -> None:
+    words = ("eval", "--reader", reader, "--data", questions)
+    for flags, message in (
+        (("--mode", "plain"), "found --mode"),
+        (("--resume",), "found --resume"),
+        (("--batch", "2"), "found --batch"),
+        (("--intra", "0.1", "--cross", "0.1"), "found --intra, --cross"),
+        (("--retrieve",), "need a store"),
+    ):
+        status, _, err = run(*words, "--ablation", *flags)
+        assert (status, message in one_line(err)) == (2, True), err
+    status, _, err = run(*words, "--without-recovery", reader)
+    assert (status, "add --ablation" in one_line(err)) == (2, True)
+
+
+def test_sweep_tries_ratios(run: Run, reader: Path, questions: Path, tmp_path: Path) -> None:
+    status, out, err = run(
+        "sweep", "--reader", reader, "--data", questions, "-o", tmp_path / "s", "--passages", "1,4",
+        "--intra", "0,0.2", "--cross", "0,0.3", "--modes", "plain,btr", "--dtype", "fp32",
+    )  # fmt: skip
+    assert status == 0, err
+    points = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+    tried = [(p["mode"], p["passages"], p["intra"], p["cross"]) for p in points]
+    ratios = [(0, 0), (0, 0.3), (0.2, 0), (0.2, 0.3)]
+    assert tried == [("plain", n, 0, 0) for n in (1, 4)] + [
+        ("btr", n, *pair) for n in (1, 4) for pair in ratios
+    ]
+    assert {p["metric"] for p in points} == {"f1"}
+    by_passages = {(p["mode"], p["passages"]): p["score"] for p in points if not p["intra"]}
+    assert by_passages["plain", 4] == 100
+    assert "merging 0.2/0.3" in out
 
 
 def test_eval_from_the_store_with_merging(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btr.evaluate.sweep import Point, Setting, grid, mark_pareto
+from btr.data.questions import Question
+from btr.evaluate.sweep import Point, Setting, grid, mark_pareto, sweep
+from btr.readers.bert import BertReader
+from tiny_readers import make_reader
 
 
 def point(score: float, speed: float, size: float) -> Point:
@@ -26,6 +31,21 @@ def test_a_point_is_on_the_front_unless_another_beats_it():
     assert [p.pareto for p in mark_pareto(points)] == [True, True, False, False]
     twins = [point(80, 1, 0), point(80, 1, 0)]
     assert [p.pareto for p in mark_pareto(twins)] == [True, True]
+
+
+def test_bytes_are_of_a_readers_own_tokens(tmp_path, tokenizer, passages):
+    """Another reader that cuts passages sooner has fewer tokens, not more bytes in each."""
+    (tmp_path / "r").mkdir()
+    reader = make_reader(tmp_path / "r" / "btr", tokenizer, "btr", 2)
+    short = BertReader(reader.network, tokenizer, replace(reader.config, passage_budget=8), "short")
+    question = Question("1", "who?", ("Ada",), tuple(passages))
+    points = sweep(
+        {("a", "btr"): reader, ("b", "btr"): short},
+        [Setting("a", "btr", 5), Setting("b", "btr", 5)],
+        [question],
+        lambda q: (list(q.contexts), None),
+    )
+    assert [point.bytes_per_token for point in points] == [32 / 8, 32 / 8]
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))

@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from btr.cli.output import console, write_json
 from btr.cli.sweep import load_readers, read_all
+
+if TYPE_CHECKING:
+    from btr.data.questions import Question
+    from btr.evaluate.run import Found
+    from btr.readers.base import ReadOptions
+    from btr.store.reader import TokenStore
 
 
 def ablation(
     data: str,
     reader: str,
+    find: Callable[[Question], Found],
     *,
-    without_recovery: str,
-    without_distillation: str,
-    store: Path | None,
+    store: TokenStore | None,
+    others: Mapping[str, str],
+    task: str,
     passages: int,
     classes: bool,
     limit: int,
+    options: ReadOptions,
     dtype: Literal["bf16", "fp32"] | None,
     json: str,
 ) -> None:
-    """Read the same questions with and without each technique; the paper's figures stand beside."""
+    """Read the same questions with and without each technique; the paper's figures stand beside.
+
+    Of a store, the reader's own, its btr rows read what is kept there.
+    """
     from rich.table import Table
 
-    from btr.data.hub import task_of
     from btr.evaluate.ablation import ablation_rows, as_table
+    from btr.store.sizes import store_sizes
 
     readers = load_readers([(reader, "btr")], dtype)
-    others = {"recovery": without_recovery, "distillation": without_distillation}
+    loaded, size = readers[reader, "btr"], 0.0
+    if store is not None:
+        store.require(loaded.fingerprint)
+        size = store_sizes(store.path, store.manifest).state_bytes_per_token
     rows = ablation_rows(
-        reader, passages, merges=readers[reader, "btr"].family != "bert",
-        others={what: name for what, name in others.items() if name},
+        reader, passages, merges=loaded.family != "bert", others=others, stored=store is not None,
+        compressed=store is not None and bool(store.manifest.compression),
     )  # fmt: skip
     settings = [row.setting for row in rows]
     needed = [(setting.reader, setting.mode) for setting in settings]
     readers |= load_readers([key for key in needed if key not in readers], dtype)
     points = read_all(
-        readers, settings, data, store=store, most=passages, classes=classes, limit=limit
-    )
+        readers, settings, data, find, classes=classes, limit=limit, metric="em", options=options,
+        stored_bytes=size,
+    )  # fmt: skip
     lines = as_table(rows, points)
-    write_json(json, {"task": task_of(data), "reader": reader, "rows": lines})
+    write_json(json, {"task": task, "reader": reader, "rows": lines})
     table = Table(box=None)
-    for name in ("", "score", "95 %", "questions/s", "bytes/token", "paper: EM", "q/s", "GB"):
+    measured = {"em": "EM", "accuracy": "accuracy"}[points[0].metric]
+    for name in ("", measured, "95 %", "questions/s", "bytes/token", "paper: EM", "q/s", "GB"):
         table.add_column(name, justify="right" if name else "left")
     for line in lines:
         paper = line["paper"] or {}

@@ -23,8 +23,11 @@ from btr.cli.reading import (
 from btr.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from btr.data.questions import Question
     from btr.evaluate.predictions import Prediction
+    from btr.evaluate.run import Found
     from btr.readers.base import Mode
+    from btr.store.reader import TokenStore
 
 
 def evaluate(
@@ -136,18 +139,17 @@ def evaluate(
     The passages are the question file's own, unless --retrieved or --retrieve says otherwise.
     With --store, a decomposed or btr reader works from the stored states.
     """
-    if ablation:
-        from btr.cli.ablation import ablation as run_ablation
-
-        if retrieved or predictions or against:
-            raise UsageError("--ablation reads all rows of its own table",
-                             todo="leave out --retrieved, --predictions and --against")  # fmt: skip
-        run_ablation(
-            data, reader, without_recovery=without_recovery,
-            without_distillation=without_distillation, store=store, passages=passages,
-            classes=classes, limit=limit, dtype=dtype, json=json,
-        )  # fmt: skip
-        return
+    others = {"recovery": without_recovery, "distillation": without_distillation}
+    others = {what: name for what, name in others.items() if name}
+    if others and not ablation:
+        raise UsageError("--without-... are rows of --ablation", todo="add --ablation")
+    refused = {
+        "--mode": mode != "btr", "--predictions": predictions, "--resume": resume,
+        "--against": against, "--batch": batch != 1, "--intra": intra, "--cross": cross,
+    }  # fmt: skip
+    if ablation and (given := [flag for flag, value in refused.items() if value]):
+        raise UsageError("--ablation reads rows of its own, question by question",
+                         found=", ".join(given), todo="leave it out")  # fmt: skip
     if (retrieved or retrieve) and store is None:
         raise UsageError("--retrieved and --retrieve need a store", todo="add --store")
     if retrieved and retrieve:
@@ -157,39 +159,30 @@ def evaluate(
     baseline = read_report(against) if against else None
     from btr.data.hub import questions_of, task_of
     from btr.evaluate.predictions import open_predictions
-    from btr.evaluate.run import (
-        evaluate as run,
-    )
-    from btr.evaluate.run import (
-        gold_passages,
-        labels_in,
-        listed_passages,
-        read_run,
-        retrieved_passages,
-    )
+    from btr.evaluate.run import evaluate as run
+    from btr.evaluate.run import labels_in
     from btr.machine import DTYPES, default_dtype
     from btr.readers.load import load_reader
     from btr.store.reader import TokenStore
 
+    options = read_options(search, beams, intra, cross, every, int8)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(TokenStore.open(store)) if store else None
+        stored = opened is not None and opened.manifest.spec.settings.get("mode") == mode
+        find = _finder(opened, passages, states=stored, listed=retrieved, retrieve=retrieve)
+        if ablation:
+            from btr.cli.ablation import ablation as run_ablation
+
+            run_ablation(
+                data, reader, find, store=opened if stored else None, others=others,
+                task=task or task_of(data), passages=passages, classes=classes, limit=limit,
+                options=options, dtype=dtype, json=json,
+            )  # fmt: skip
+            return
         chosen = dtype or default_dtype()
         loaded = load_reader(reader, mode, dtype=DTYPES[chosen])
-        use_states = False
-        if opened is not None and opened.manifest.spec.settings.get("mode") == mode:
+        if opened is not None and stored:
             opened.require(loaded.fingerprint)
-            use_states = True
-        if opened is not None and retrieved:
-            find = listed_passages(opened, read_run(retrieved), passages)
-        elif opened is not None and retrieve:
-            from btr.answering import open_retriever
-
-            retriever = open_retriever(opened)
-            find = retrieved_passages(
-                opened, lambda q, k: [hit.ordinal for hit in retriever.search(q, k)], passages
-            )
-        else:
-            find = gold_passages(opened if use_states else None, passages)
         settings = {
             "data": Path(data).name,
             "dtype": chosen,
@@ -200,7 +193,7 @@ def evaluate(
             "beams": beams if search == "beam" else None,
             "int8": int8,
             "merging": {"intra": intra, "cross": cross, "every": every} if intra or cross else None,
-            "states": "stored" if use_states else "none" if mode == "plain" else "encoded now",
+            "states": "stored" if stored else "none" if mode == "plain" else "encoded now",
         }
         labels = labels_in(questions_of(data)) if classes else ()
         done: list[Prediction] = []
@@ -221,7 +214,7 @@ def evaluate(
         work = bar.add_task("questions", total=limit or None)
         report = run(
             loaded, islice(questions_of(data), limit or None), find,
-            use_states=use_states, options=read_options(search, beams, intra, cross, every, int8),
+            use_states=stored, options=options,
             labels=labels, batch=batch, done=done, write=write,
             progress=lambda n: bar.update(work, completed=n),
         )  # fmt: skip
@@ -255,6 +248,24 @@ def evaluate(
     for name, share in report.get("subjects", {}).items():
         low, high = report["subject_intervals"][name]
         out.print(f"  {name}: {share} ({low} to {high})")
+
+
+def _finder(
+    store: TokenStore | None, most: int, *, states: bool, listed: Path | None, retrieve: bool
+) -> Callable[[Question], Found]:
+    """Where a question's passages come from, with the store's states of them."""
+    from btr.evaluate.run import gold_passages, listed_passages, read_run, retrieved_passages
+
+    if store is not None and listed:
+        return listed_passages(store, read_run(listed), most)
+    if store is None or not retrieve:
+        return gold_passages(store if states else None, most)
+    from btr.answering import open_retriever
+
+    retriever = open_retriever(store)
+    return retrieved_passages(
+        store, lambda q, k: [hit.ordinal for hit in retriever.search(q, k)], most
+    )
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,8 +13,8 @@ from btr.cli.output import DtypeOption, console, progress, write_json
 from btr.errors import UsageError
 
 if TYPE_CHECKING:
-    from btr.data.passages import Passage
     from btr.data.questions import Question
+    from btr.evaluate.run import Found
     from btr.evaluate.sweep import Point, Setting
     from btr.readers.base import Mode, Reader
 
@@ -73,7 +73,7 @@ def sweep(
         merges=merges,
     )  # fmt: skip
     points = read_all(
-        readers, settings, data, store=store, most=max(counts), classes=classes, limit=limit
+        readers, settings, data, passages_from(store, max(counts)), classes=classes, limit=limit
     )
     output.mkdir(parents=True, exist_ok=True)
     task = task_of(data)
@@ -98,13 +98,13 @@ def read_all(
     readers: Mapping[tuple[str, Mode], Reader],
     settings: Sequence[Setting],
     data: str,
+    find: Callable[[Question], Found],
     *,
-    store: Path | None,
-    most: int,
     classes: bool,
     limit: int,
+    **choices: Any,
 ) -> list[Point]:
-    """Read the first ``limit`` questions, with at most ``most`` passages, in every setting."""
+    """Read the first ``limit`` questions in every setting; ``choices`` are those of a sweep."""
     from btr.data.hub import questions_of
     from btr.evaluate.run import labels_in
     from btr.evaluate.sweep import sweep as run
@@ -112,26 +112,25 @@ def read_all(
     with progress() as bar:
         work = bar.add_task("questions", total=limit or None)
         return run(
-            readers, settings, islice(questions_of(data), limit or None),
-            passages_from(store, most),
+            readers, settings, islice(questions_of(data), limit or None), find,
             labels=labels_in(questions_of(data)) if classes else (),
-            progress=lambda n: bar.update(work, completed=n),
+            progress=lambda n: bar.update(work, completed=n), **choices,
         )  # fmt: skip
 
 
-def passages_from(store: Path | None, most: int) -> Callable[[Question], list[Passage]]:
+def passages_from(store: Path | None, most: int) -> Callable[[Question], Found]:
     """Where a question's passages come from: the question itself, or a store's retrieval."""
     if store is None:
-        return lambda question: list(question.contexts[:most])
+        return lambda question: (list(question.contexts[:most]), None)
     from btr.answering import open_retriever
     from btr.store.reader import TokenStore
 
     opened = TokenStore.open(store)
     retriever = open_retriever(opened)
 
-    def retrieved(question: Question) -> list[Passage]:
+    def retrieved(question: Question) -> Found:
         hits = retriever.search(question.question, most)
-        return opened.passages([hit.ordinal for hit in hits])
+        return opened.passages([hit.ordinal for hit in hits]), None
 
     return retrieved
 
@@ -156,7 +155,8 @@ def table(points: Sequence[Point]) -> None:
     from rich.table import Table
 
     rows = Table(box=None)
-    for name in ("", "setting", "score", "95 %", "questions/s", "bytes/token"):
+    measured = {"f1": "F1", "accuracy": "accuracy"}[points[0].metric]
+    for name in ("", "setting", measured, "95 %", "questions/s", "bytes/token"):
         rows.add_column(name, justify="left" if name == "setting" else "right")
     for p in sorted(points, key=lambda p: (-p.score, -p.queries_per_s)):
         low, high = p.interval
@@ -209,7 +209,7 @@ def draw(points: Sequence[Point], path: Path, task: str) -> None:
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which("{x:g}")
     axes.set_xlabel("questions a second")
-    axes.set_ylabel("F1 or accuracy, percent")
+    axes.set_ylabel({"f1": "F1, percent", "accuracy": "accuracy, percent"}[points[0].metric])
     axes.set_title(f"{task}: black rings are the front")
     axes.grid(alpha=0.25, which="both")
     figure.savefig(path, dpi=130)

@@ -29,7 +29,13 @@ class Row:
 
 
 def ablation_rows(
-    reader: str, passages: int, *, merges: bool, others: Mapping[str, str]
+    reader: str,
+    passages: int,
+    *,
+    merges: bool,
+    others: Mapping[str, str],
+    stored: bool = False,
+    compressed: bool = False,
 ) -> list[Row]:
     """The rows that can be read for a reader.
 
@@ -37,25 +43,36 @@ def ablation_rows(
         reader: Its name, with all three checkpoints.
         passages: A question.
         merges: Whether its family can merge tokens.
-        others: "recovery" and "distillation" to readers trained without them.
+        others: "recovery" and "distillation" to readers trained without them. Their bits are not
+            the reader's, so no store has them.
+        stored: Whether btr rows read what a store of the reader has.
+        compressed: Whether that store is compressed.
     """
     ratio = RATIO if merges else 0.0
 
     def setting(
-        name: str = reader, mode: Mode = "btr", intra: float = ratio, cross: float = ratio
+        name: str = reader,
+        mode: Mode = "btr",
+        intra: float = ratio,
+        cross: float = ratio,
+        stored: bool = False,
     ) -> Setting:
-        return Setting(name, mode, passages, intra, cross)
+        return Setting(name, mode, passages, intra, cross, stored)
 
     rows = [
         Row("plain reader", setting(mode="plain", intra=0, cross=0), (52.1, None, None)),
-        Row("BTR", setting(), (49.5, 31.5, 127)),
+        Row("BTR", setting(stored=stored), (49.5, 31.5, 127)),
         Row("without binarization", setting(mode="decomposed"), (50.8, 32.3, 12_804)),
     ]
+    if compressed:
+        rows.append(Row("without offline compression", setting(), (49.8, 31.5, 159)))
     if merges:
         rows += [
-            Row("without intra-passage merging", setting(intra=0), (50.0, 28.1, None)),
-            Row("without cross-passage merging", setting(cross=0), (49.9, 24.6, None)),
-        ]
+            Row("without intra-passage merging", setting(intra=0, stored=stored),
+                (50.0, 28.1, None)),
+            Row("without cross-passage merging", setting(cross=0, stored=stored),
+                (49.9, 24.6, None)),
+        ]  # fmt: skip
     papers = {"recovery": (47.4, None, None), "distillation": (48.2, None, None)}
     rows += [Row(f"without {what}", setting(name), papers[what]) for what, name in others.items()]
     return rows

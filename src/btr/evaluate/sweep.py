@@ -7,16 +7,16 @@ does meanwhile falls on all of them alike. Stored states are made before the clo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
-from btr.data.passages import Passage
 from btr.data.questions import Question
+from btr.encoding import completed
 from btr.errors import InputError
 from btr.evaluate.predictions import Prediction
-from btr.evaluate.run import choices_for, figures, given_passages, predict
-from btr.readers.base import Merging, Mode, Reader, ReadOptions
+from btr.evaluate.run import Found, choices_for, figures, given_passages, predict
+from btr.readers.base import DEFAULT_OPTIONS, Mode, Reader, ReadOptions
 from btr.store.format import PassageState
 
 
@@ -30,6 +30,8 @@ class Setting:
         passages: How many a question.
         intra: Ratio of merging inside passages.
         cross: Ratio of merging across passages.
+        stored: Whether states are those that a store has; else they are made before the clock
+            starts.
     """
 
     reader: str
@@ -37,6 +39,7 @@ class Setting:
     passages: int
     intra: float = 0.0
     cross: float = 0.0
+    stored: bool = False
 
     @property
     def label(self) -> str:
@@ -51,10 +54,11 @@ class Point:
 
     Attributes:
         setting: The setting.
-        score: F1 or accuracy, percent.
+        score: In percent.
         interval: Its 95 % bootstrap interval.
         queries_per_s: Questions read a second.
         bytes_per_token: Of a stored state; 0 where nothing is stored.
+        metric: What the score is: "em", "f1" or "accuracy".
         pareto: No other setting is as good in all three and better in one.
     """
 
@@ -63,6 +67,7 @@ class Point:
     interval: tuple[float, float]
     queries_per_s: float
     bytes_per_token: float
+    metric: str = "f1"
     pareto: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,9 +105,12 @@ def sweep(
     readers: Mapping[tuple[str, Mode], Reader],
     settings: Sequence[Setting],
     questions: Iterable[Question],
-    find: Callable[[Question], list[Passage]],
+    find: Callable[[Question], Found],
     *,
     labels: tuple[str, ...] = (),
+    metric: Literal["em", "f1"] = "f1",
+    options: ReadOptions = DEFAULT_OPTIONS,
+    stored_bytes: float = 0.0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Point]:
     """Read every question with every setting.
@@ -111,19 +119,23 @@ def sweep(
         readers: By name and mode.
         settings: What to try.
         questions: With answers to compare with.
-        find: A question's passages, best first, as many as any setting wants.
+        find: A question's passages, best first, as many as any setting wants, with the states that
+            a store has of them.
         labels: What every answer is one of, in a task of classes.
+        metric: What scores are, where answers are no choices; of choices it is the accuracy.
+        options: How answers are searched for; ratios of merging are the settings' own.
+        stored_bytes: Of a token in the store.
         progress: Called with the number of questions done.
 
     Raises:
         InputError: No question had both answers and passages.
     """
     scored: list[list[Prediction]] = [[] for _ in settings]
-    chosen, done, tokens = True, 0, 0
-    stored = dict.fromkeys(readers, 0)
+    chosen, done = True, 0
+    stored, tokens = dict.fromkeys(readers, 0), dict.fromkeys(readers, 0)
     for question in questions:
         choices = choices_for(question, labels)
-        passages, _ = given_passages((find(question), None), choices)
+        passages, held = given_passages(find(question), choices)
         if not passages or not question.answers:
             continue
         chosen = chosen and bool(choices)
@@ -132,17 +144,23 @@ def sweep(
         }
         for key, made in states.items():
             stored[key] += sum(state.rows.nbytes for state in made)
-        tokens += max((sum(len(s.rows) for s in made) for made in states.values()), default=0)
+            tokens[key] += sum(len(state.rows) for state in made)
+        from_store = {
+            key: completed(readers[key], passages, held or [None] * len(passages))
+            for key in {(s.reader, s.mode) for s in settings if s.stored}
+        }
         for i in range(len(settings)):
             number = (i + done) % len(settings)
             setting = settings[number]
             key = (setting.reader, setting.mode)
             count = setting.passages
-            kept = states[key][:count] if key in states else None
+            kept = (from_store if setting.stored else states).get(key)
             scored[number] += predict(
-                readers[key], [question], [(passages[:count], kept)], labels=labels,
-                use_states=kept is not None,
-                options=ReadOptions(Merging(setting.intra, setting.cross)),
+                readers[key], [question], [(passages[:count], kept and kept[:count])],
+                labels=labels, use_states=kept is not None,
+                options=replace(options, merging=replace(
+                    options.merging, intra=setting.intra, cross=setting.cross
+                )),
             )  # fmt: skip
         done += 1
         progress(done)
@@ -152,11 +170,11 @@ def sweep(
     points = []
     for setting, predictions in zip(settings, scored, strict=True):
         report = figures(predictions, choices=chosen)
-        name = "accuracy" if chosen else "f1"
-        size = stored[setting.reader, setting.mode] / max(1, tokens)
+        name, key = "accuracy" if chosen else metric, (setting.reader, setting.mode)
+        size = stored_bytes if setting.stored else stored[key] / max(1, tokens[key])
         low, high = report[f"{name}_interval"]
         points.append(
-            Point(setting, report[name], (low, high), report["queries_per_s"], round(size, 2))
+            Point(setting, report[name], (low, high), report["queries_per_s"], round(size, 2), name)
         )
     return mark_pareto(points)
 
@@ -174,8 +192,5 @@ def mark_pareto(points: Sequence[Point]) -> list[Point]:
             theirs != mine and all(a >= b for a, b in zip(theirs, mine, strict=True))
             for theirs in map(goods, points)
         )
-        marked.append(
-            Point(point.setting, point.score, point.interval, point.queries_per_s,
-                  point.bytes_per_token, not beaten)
-        )  # fmt: skip
+        marked.append(replace(point, pareto=not beaten))
     return marked
