@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
 from btr.data.hub import questions_of, task_of
 from btr.data.passages import Passage
@@ -94,6 +95,33 @@ def test_a_data_set_of_the_hub_is_read_like_a_file(tmp_path: Path) -> None:
     write(folder, {"question": " ", "answer": ["Olaf"]}, name="test.jsonl")
     with pytest.raises(InputError, match="row 1"):
         list(questions_of(f"hub:{folder}:test"))
+
+
+def test_classes_and_choices_of_the_hub(tmp_path: Path) -> None:
+    """FEVER's classes are numbers with names there, MMLU's answer is the number of a choice."""
+    classes = ClassLabel(names=["REFUTES", "SUPPORTS"])
+    forms = {
+        "fever": (
+            {"claim": ["c", "d"], "label": [1, 0]}, {"claim": Value("string"), "label": classes},
+        ),
+        "mmlu": (
+            {"question": ["q"], "choices": [list("wxyz")], "answer": [2], "subject": ["law"]},
+            {
+                "question": Value("string"), "choices": Sequence(Value("string")),
+                "answer": ClassLabel(names=list("ABCD")), "subject": Value("string"),
+            },
+        ),
+    }  # fmt: skip
+    for name, (rows, features) in forms.items():
+        (tmp_path / name).mkdir()
+        made = Dataset.from_dict(rows, features=Features(features))
+        made.to_parquet(tmp_path / name / "test.parquet")
+    fever = list(questions_of(f"hub:{tmp_path}/fever:test"))
+    assert [(q.question, q.answers, q.label) for q in fever] == [
+        ("c", ("SUPPORTS",), "SUPPORTS"), ("d", ("REFUTES",), "REFUTES"),
+    ]  # fmt: skip
+    (mmlu,) = questions_of(f"hub:{tmp_path}/mmlu:test")
+    assert (mmlu.options[2], mmlu.label, mmlu.subject) == (("C", "y"), "C", "law")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class PooledDropout(nn.Module):
         if x.numel() <= longest:
             return x * self._mask(x.numel()).view(x.shape)
         # Piece by piece: masks stay views of the pool until the backward pass.
-        pieces = [piece * self._mask(len(piece)) for piece in x.flatten().split(longest)]
+        pieces = [piece * self._mask(len(piece)) for piece in torch.split(x.flatten(), longest)]
         return torch.cat(pieces).view(x.shape)
 
     def _mask(self, count: int) -> Tensor:
