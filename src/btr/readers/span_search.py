@@ -13,7 +13,7 @@ these ``N`` an occurrence begins.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -53,6 +53,7 @@ def search_spans(
     longest: int,
     top: int = 1,
     batch: int = 16,
+    says: Callable[[int, int, int], Hashable] | None = None,
 ) -> tuple[list[SpanAnswer], int]:
     """The ``top`` most probable spans of all passages.
 
@@ -73,6 +74,9 @@ def search_spans(
         batch: Most prefixes a call of ``score``. It gets the best open paths, of which those after
             the first may turn out to be needless: they are for a decoder that takes as long for
             one.
+        says: From a passage's number, a span's first token and its last one to what the span says.
+            A text may be tokenised in several ways; of spans that say the same where they first
+            occur only the most probable is an answer. None: other tokens say something else.
 
     Returns:
         The answers, most probable first, fewer than ``top`` if there are no more; and how often
@@ -88,6 +92,11 @@ def search_spans(
             f"longest, top and batch must be at least 1, not {longest}, {top} and {batch}"
         )
     text = _join(passages, starts, ends, end_token)
+
+    def said(path: _Path) -> Hashable:
+        number, first = text.place(path.first)
+        return path.tokens if says is None else says(number, first, first + path.length - 1)
+
     vocabulary = int(text.tokens.max(initial=end_token)) + 1
     opened, found, calls = _roots(text, longest), list[_Path](), 0
     while paths := _take_best(opened, found, top, batch):
@@ -96,7 +105,7 @@ def search_spans(
         # All ends before all continuations, of which the new bound leaves fewer.
         for path, row in zip(paths, costs, strict=True):
             if (whole := _ended(path, text, float(row[end_token]))) is not None:
-                insort(found, whole)
+                _keep(found, whole, said)
         del found[top:]
         bound = found[-1].cost if len(found) == top else np.inf
         for path, row in zip(paths, costs, strict=True):
@@ -119,6 +128,12 @@ class _Text(NamedTuple):
     """``[N]``: the nearest token, itself or later, that a span from here may end with, or never."""
     offsets: NDArray[np.int64]
     """``[passages]``: where each begins."""
+
+    def place(self, token: int) -> tuple[int, int]:
+        """Passage number of a token, and its number in there."""
+        # Offsets grow strictly, for an empty passage has its end token.
+        number = int(np.searchsorted(self.offsets, token, side="right")) - 1
+        return number, token - int(self.offsets[number])
 
 
 class _Path(NamedTuple):
@@ -182,6 +197,17 @@ def _take_best(opened: list[_Path], found: list[_Path], top: int, batch: int) ->
     return taken
 
 
+def _keep(found: list[_Path], whole: _Path, said: Callable[[_Path], Hashable]) -> None:
+    """Put an answer in its place, unless a better one says the same; a worse one gives way."""
+    for i, other in enumerate(found):
+        if said(other) == said(whole):
+            if other < whole:
+                return
+            del found[i]
+            break
+    insort(found, whole)
+
+
 def _costs(scores: NDArray[np.float32], count: int, vocabulary: int) -> NDArray[np.float32]:
     """``[count, V]``: minus the log-probabilities, none below 0, on which the bound rests."""
     if scores.ndim != 2 or len(scores) != count or scores.shape[1] < vocabulary:
@@ -231,8 +257,5 @@ def _continued(
 
 
 def _answer(path: _Path, text: _Text) -> SpanAnswer:
-    # Offsets grow strictly, for an empty passage has its end token.
-    numbers = np.searchsorted(text.offsets, path.places, side="right") - 1
-    firsts = path.places - text.offsets[numbers]
-    places = tuple(zip(numbers.tolist(), firsts.tolist(), strict=True))
+    places = tuple(text.place(place) for place in path.places.tolist())
     return SpanAnswer(path.tokens, -path.cost, places)

@@ -16,24 +16,23 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from btr.data.passages import Passage
-from btr.errors import UsageError
+from btr.errors import IncompatibleError, UsageError
 from btr.readers.base import DEFAULT_OPTIONS, SEARCHES, Mode, Reading, ReadOptions
 from btr.readers.batches import Clock, joined_guesses, reading_order
 from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
-from btr.readers.span_search import search_spans
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_citations import cite, passage_weights
-from btr.readers.t5_decoder import Decoder, Memory
+from btr.readers.t5_decoder import Memory
 from btr.readers.t5_engine import FidEngine
+from btr.readers.t5_extract import likeliest_spans
 from btr.readers.t5_generate import (
     Generated,
     beam_search,
     greedy,
-    prefix_log_probabilities,
     sequence_log_probabilities,
 )
 from btr.readers.t5_network import Restored, SplitT5
-from btr.readers.t5_text import FidText, PassageTokens, word_edges
+from btr.readers.t5_text import FidText, PassageTokens
 from btr.store.format import PassageState
 
 
@@ -138,11 +137,24 @@ class T5Reader:
 
         Raises:
             UsageError: The reader is a plain one; it has no lower layers to store.
+            IncompatibleError: A continuous state is beyond float16; names its passage.
         """
         if self.mode == "plain":
             raise UsageError("a plain reader has no states to store", where=self.name,
                              todo="use its decomposed or btr checkpoint")  # fmt: skip
-        return self._encode([self._tokens(p) for p in passages])
+        tokens = [self._tokens(p) for p in passages]
+        rows = self.engine.encode([t.ids for t in tokens])
+        if self.mode == "decomposed":
+            for passage, part in zip(passages, rows, strict=True):
+                if np.isinf(part.view(np.float16)).any():
+                    raise IncompatibleError(
+                        "a state of this passage is too large for a store of float16 states",
+                        where=f"passage {passage.id!r}", expected="65,504 at most", found="more",
+                        todo="use the reader's btr checkpoint, or read without a store",
+                    )  # fmt: skip
+        return [
+            PassageState(r, t.text_start, t.truncated) for r, t in zip(rows, tokens, strict=True)
+        ]
 
     @property
     def lower_parameters(self) -> int:
@@ -158,12 +170,6 @@ class T5Reader:
     def token_ids(self, passages: Sequence[Passage]) -> list[list[int]]:
         """The token of each row that :meth:`encode` makes."""
         return [list(self._tokens(passage).ids) for passage in passages]
-
-    def _encode(self, tokens: Sequence[PassageTokens]) -> list[PassageState]:
-        rows = self.engine.encode([t.ids for t in tokens])
-        return [
-            PassageState(r, t.text_start, t.truncated) for r, t in zip(rows, tokens, strict=True)
-        ]
 
     def _tokens(self, passage: Passage) -> PassageTokens:
         return self.text.passage(passage.title, passage.text, self.config.passage_budget)
@@ -235,8 +241,7 @@ class T5Reader:
         if options.choices:
             generated = self._choose(memories, options)
         else:
-            given_passages = [given.passages for given in inputs]
-            generated = self._generate(memories, given_passages, top, options)
+            generated = self._generate(memories, inputs, top, options)
         clock.lap("decode")
         for i, memory, given, several, query in zip(
             asked, memories, inputs, generated, queries, strict=True
@@ -248,6 +253,10 @@ class T5Reader:
                 answers.append(cite(one, given.passages, weights, self.text, calibration, choice))
             if options.choices:
                 answers = sorted(answers, key=lambda a: -a.probability)[:top]
+            elif options.search == "extract":
+                # Tokens that stand for several words may be quoted as what others say already.
+                texts = [a.text for a in answers]
+                answers = [a for i, a in enumerate(answers) if a.text not in texts[:i]]
             doubt = 0.0
             if self.config.calibration and answers and not options.choices:
                 doubt = 1 - answers[0].probability
@@ -259,31 +268,33 @@ class T5Reader:
         self, passages: Sequence[Passage], states: Sequence[PassageState] | None, clock: Clock
     ) -> _Inputs:
         """A question's passages ready for the joint layers, longest first."""
-        tokens = [] if states is not None else [self._tokens(p) for p in passages]
-        if states is not None:
-            lengths = [len(s.rows) for s in states]
-        else:
-            lengths = [len(t.ids) for t in tokens]
+        if states is None:
+            tokens = [self._tokens(p) for p in passages]
             clock.lap("tokenize")
-        order = reading_order(lengths, passages)
-        if self.mode == "plain":
-            restored = self.engine.embed([tokens[i].ids for i in order])
+            begin = self.engine.embed if self.mode == "plain" else self.engine.settle
+            restored = begin([t.ids for t in tokens])
             cut = sum(t.truncated for t in tokens)
+            shapes = [(len(t.ids), t.text_start) for t in tokens]
             clock.lap("passages")
         else:
-            if states is None:
-                states = self._encode(tokens)
-                clock.lap("passages")
-            ordered = [states[i] for i in order]
-            restored = self.engine.restore([s.rows for s in ordered], joined_guesses(ordered))
+            restored = self.engine.restore([s.rows for s in states], joined_guesses(states))
             cut = sum(s.truncated for s in states)
+            shapes = [(len(s.rows), s.text_start) for s in states]
             clock.lap("unpack")
-        return _Inputs([passages[i] for i in order], restored, cut)
+        order = reading_order([length for length, _ in shapes], passages)
+        # The last token closes the passage; a title may have crowded out all of the text.
+        text_tokens = [max(0, length - start - 1) for length, start in shapes]
+        return _Inputs(
+            [passages[i] for i in order],
+            [restored[i] for i in order],
+            [text_tokens[i] for i in order],
+            cut,
+        )
 
     def _generate(
         self,
         memories: Sequence[Memory],
-        passages: Sequence[Sequence[Passage]],
+        inputs: Sequence[_Inputs],
         top: int,
         options: ReadOptions,
     ) -> list[list[Generated]]:
@@ -301,9 +312,14 @@ class T5Reader:
                 for memory in memories
             ]  # fmt: skip
         return [
-            self._likeliest_spans(decoder, memory, given, longest, top)
-            for memory, given in zip(memories, passages, strict=True)
-        ]
+            likeliest_spans(
+                decoder, memory,
+                [self.text.spans(p.text, n)
+                 for p, n in zip(given.passages, given.text_tokens, strict=True)],
+                longest=longest, top=top, prompt=self.prompt,
+            )
+            for memory, given in zip(memories, inputs, strict=True)
+        ]  # fmt: skip
 
     def _choose(self, memories: Sequence[Memory], options: ReadOptions) -> list[list[Generated]]:
         """Every question's choices in their order, with the log of their shares."""
@@ -316,37 +332,21 @@ class T5Reader:
             chosen.append([Generated(s, p) for s, p in zip(sequences, shares, strict=True)])
         return chosen
 
-    def _likeliest_spans(
-        self,
-        decoder: Decoder,
-        memory: Memory,
-        passages: Sequence[Passage],
-        longest: int,
-        top: int,
-    ) -> list[Generated]:
-        """The passages' most probable spans under the decoder, exactly."""
-        texts = [self.text.encode(p.text) for p in passages]
-        edges = [
-            word_edges(p.text, offsets) for p, (_, offsets) in zip(passages, texts, strict=True)
-        ]
-
-        def score(prefixes: Sequence[tuple[int, ...]]) -> np.ndarray:
-            log_probs = prefix_log_probabilities(decoder, memory, prefixes, self.prompt)
-            return log_probs.cpu().numpy()
-
-        found, _ = search_spans(
-            [ids for ids, _ in texts], [begins for begins, _ in edges], [ends for _, ends in edges],
-            score, end_token=decoder.end_token, longest=longest, top=top,
-        )  # fmt: skip
-        return [Generated(span.tokens, span.log_probability) for span in found]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Inputs:
-    """A question's passages in the order they are read in, and how many of them were cut."""
+    """A question's passages in the order they are read in.
+
+    Attributes:
+        passages: The passages.
+        states: What the joint layers begin with.
+        text_tokens: How many tokens of each passage's text are among them.
+        truncated: Passages that were cut.
+    """
 
     passages: list[Passage]
     states: list[Restored]
+    text_tokens: list[int]
     truncated: int
 
 

@@ -28,7 +28,8 @@ def cite(
     """An answer with the passages that it draws on, strongest first.
 
     Passages in which it stands come before all others, however much the decoder looked at those.
-    What stands in a passage is quoted from there, in its own spelling.
+    What stands in a passage is quoted from there, in its own spelling. An answer that was taken
+    from the passages is quoted from where its tokens stand, in the passage that was looked at most.
 
     Args:
         generated: The answer's tokens.
@@ -43,10 +44,14 @@ def cite(
         cited = tuple(Citation(passage, weight) for weight, passage in ranked)
         probability = math.exp(generated.log_probability)
         return Answer(choice, probability, cited[0].passage, None, None, cited)
-    said = text.decode(generated.tokens)
+    if generated.places:
+        spots = _taken_from(generated.places, passages, weights)
+    else:
+        said = text.decode(generated.tokens)
+        spots = [find_words(said, passage.text) for passage in passages]
     citations = [
-        Citation(passage, weight, *(find_words(said, passage.text) or ()))
-        for passage, weight in zip(passages, weights, strict=True)
+        Citation(passage, weight, *(spot or ()))
+        for passage, weight, spot in zip(passages, weights, spots, strict=True)
     ]
     citations.sort(key=lambda c: (c.start is None, -c.weight))
     best = citations[0]
@@ -68,6 +73,17 @@ def confidence(log_probability: float, calibration: tuple[float, float] | None) 
     slope, intercept = calibration
     # An answer can be as improbable as exp(-1000): its log-odds are cut where a float ends.
     return 1 / (1 + math.exp(-max(-700.0, slope * log_probability + intercept)))
+
+
+def _taken_from(
+    places: Sequence[tuple[int, int, int]], passages: Sequence[Passage], weights: Sequence[float]
+) -> list[tuple[int, int] | None]:
+    """Where an answer that was taken from the passages stands in each of them, or None."""
+    firsts = {number: (start, end) for number, start, end in reversed(places)}
+    texts = {n: passages[n].text[start:end].casefold() for n, (start, end) in firsts.items()}
+    said = texts[max(sorted(texts), key=lambda n: weights[n])]
+    # The same tokens may be other words, where the tokenizer knows neither.
+    return [firsts[n] if texts.get(n) == said else None for n in range(len(passages))]
 
 
 def find_words(answer: str, passage: str) -> tuple[int, int] | None:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from btr.errors import UsageError
 from btr.readers.base import Merging
-from btr.readers.batches import Clock, encode_by_length
+from btr.readers.batches import Clock, by_length, encode_by_length
 from btr.readers.t5_decoder import Decoder, Memory
 from btr.readers.t5_few_rows import has_int8
 from btr.readers.t5_network import NO_MERGING, Restored, SplitT5
-from btr.readers.t5_rows import from_rows, to_rows
+from btr.readers.t5_rows import from_rows, settled, to_rows
 from btr.store.format import Guesses
 
 
@@ -57,7 +57,7 @@ class FidEngine:
 
     @torch.inference_mode()
     def encode(self, passages: Sequence[Sequence[int]]) -> list[NDArray[np.uint8]]:
-        """Token ids of passages to their rows, a ``[P, row bytes]`` each."""
+        """Token ids of passages to their rows, a ``[P, row bytes]`` each; see ``to_rows``."""
         lengths = [len(ids) for ids in passages]
 
         def rows_of(batch: list[int]) -> NDArray[np.uint8]:
@@ -72,6 +72,22 @@ class FidEngine:
         """Token ids of passages to what a plain reader begins with."""
         states = self.network.model.shared(self._pack(passages))
         return [Restored(part) for part in torch.split(states, [len(ids) for ids in passages])]
+
+    @torch.inference_mode()
+    def settle(self, passages: Sequence[Sequence[int]]) -> list[Restored]:
+        """Token ids of passages to what :meth:`restore` makes of their rows, bit for bit.
+
+        Continuous states beyond float16, which no row can hold, stay as they are.
+        """
+        if self.network.binarizer is not None:
+            return self.restore(self.encode(passages))
+        results: dict[int, Restored] = {}
+        for batch in by_length([len(ids) for ids in passages]):
+            lengths = [len(passages[i]) for i in batch]
+            hidden = self.network.run_lower(self._pack([passages[i] for i in batch]), lengths)
+            parts = torch.split(settled(hidden), lengths)
+            results |= {i: Restored(part) for i, part in zip(batch, parts, strict=True)}
+        return [results[i] for i in range(len(passages))]
 
     @torch.inference_mode()
     def restore(

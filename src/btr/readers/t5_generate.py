@@ -21,10 +21,13 @@ class Generated:
     Attributes:
         tokens: Ids, without the start and end tokens.
         log_probability: Of the tokens and, if it came, of the end token.
+        places: Of an answer that was taken from the passages, every place with these tokens: the
+            passage's number, the first character in its text and one past the last, in order.
     """
 
     tokens: tuple[int, ...]
     log_probability: float
+    places: tuple[tuple[int, int, int], ...] = ()
 
 
 def greedy(

@@ -32,16 +32,11 @@ def to_rows(hidden: Tensor, binarizer: PreNormBinarizer | None, scale: str) -> N
         scale: "rms16" or "rms8".
 
     Returns:
-        ``[N, 2 d]``, or ``[N, d / 8 + 2]`` or ``[N, d / 8 + 1]`` uint8.
-
-    Raises:
-        OverflowError: A continuous state does not fit float16.
+        ``[N, 2 d]``, or ``[N, d / 8 + 2]`` or ``[N, d / 8 + 1]`` uint8. Continuous states beyond
+        float16 are infinite in there; whoever stores rows must look for them.
     """
     if binarizer is None:
-        halves = hidden.to(torch.float16)
-        if torch.isinf(halves).any():
-            raise OverflowError(f"a state of size {float(hidden.abs().max()):.3g} exceeds float16")
-        return halves.cpu().numpy().view(np.uint8)
+        return hidden.to(torch.float16).cpu().numpy().view(np.uint8)
     signs, variance = binarizer.encode(hidden)
     rms = binarizer.rms(variance).cpu().numpy()
     if scale == "rms16":
@@ -50,6 +45,15 @@ def to_rows(hidden: Tensor, binarizer: PreNormBinarizer | None, scale: str) -> N
         codes = np.rint(_STEPS * np.log2(rms)) - _LOWEST
         scales = np.clip(codes, 0, 255).astype(np.uint8)[:, None]
     return np.concatenate([pack_signs(signs).cpu().numpy(), scales], axis=1)
+
+
+def settled(hidden: Tensor) -> Tensor:
+    """Continuous states ``[N, d]`` as their rows would give them back, bit for bit.
+
+    Those beyond float16, of which there are no rows, stay as they are.
+    """
+    halves = hidden.to(torch.float16).to(hidden.dtype)
+    return torch.where(halves.isinf(), hidden, halves)
 
 
 def from_rows(

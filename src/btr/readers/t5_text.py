@@ -69,7 +69,7 @@ class PassageTokens:
         ids: At most the budget, the end token included.
         text_start: Place of the text's first token.
         offsets: ``(first character, one past the last)`` in the text, of each of its tokens that
-            were kept, without the space before a word.
+            were kept, without the space around a word.
         truncated: The text had more tokens.
     """
 
@@ -77,6 +77,25 @@ class PassageTokens:
     text_start: int
     offsets: list[tuple[int, int]]
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTokens:
+    """The tokens of a passage's text that a reader has read, for spans to be taken from.
+
+    Attributes:
+        text: The whole text.
+        ids: The tokens.
+        offsets: ``(first character, one past the last)`` of each, without the space around a word.
+        begins: Whether a span may begin with it.
+        ends: Whether a span may end with it.
+    """
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    begins: list[bool]
+    ends: list[bool]
 
 
 class FidText:
@@ -124,12 +143,14 @@ class FidText:
         return ids
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character offsets of a plain text; offsets leave out the space before a word."""
+        """Ids and character offsets of a plain text; offsets leave out the space around a word."""
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         offsets = []
         for start, end in encoding.offsets:
             while start < end and text[start].isspace():
                 start += 1
+            while start < end and text[end - 1].isspace():
+                end -= 1
             offsets.append((start, end))
         return encoding.ids, offsets
 
@@ -160,6 +181,12 @@ class FidText:
         kept = [*head, *ids[:room]][: budget - 1]
         return PassageTokens([*kept, self.end_token], len(head), offsets[:room], len(ids) > room)
 
+    def spans(self, text: str, read: int) -> SpanTokens:
+        """The first ``read`` tokens of a passage's text, of which whole words may be taken."""
+        ids, offsets = self.encode(text)
+        begins, ends = word_edges(text, offsets)
+        return SpanTokens(text, ids[:read], offsets[:read], begins[:read], ends[:read])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -168,13 +195,20 @@ class FidText:
 def word_edges(text: str, offsets: list[tuple[int, int]]) -> tuple[list[bool], list[bool]]:
     """Which tokens begin a word of ``text``, and which end one.
 
-    A bare space, which some words begin with as a token of its own, begins one and ends none.
+    A bare space, which some words begin with as a token of its own, begins one and ends none. A
+    character may be several tokens ("½" as "1", a slash and "2"), which are not taken apart.
     """
 
     def inside(place: int) -> bool:
         """Whether a cut before character ``place`` would cut a word."""
         return 0 < place < len(text) and text[place - 1].isalnum() and text[place].isalnum()
 
-    begins = [not inside(a) for a, _ in offsets]
-    ends = [a < b and not inside(b) for a, b in offsets]
+    befores = [0, *(b for _, b in offsets[:-1])]
+    afters = [*(a for a, _ in offsets[1:]), len(text)]
+    begins = [
+        before <= a and not inside(a) for before, (a, _) in zip(befores, offsets, strict=False)
+    ]
+    ends = [
+        a < b <= after and not inside(b) for after, (a, b) in zip(afters, offsets, strict=False)
+    ]
     return begins, ends
