@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from btr.answering import Answerer
 from btr.cli.main import main
+from btr.readers.base import ReadOptions
+from btr.readers.t5_checkpoint import load_network, save_checkpoint
+from btr.readers.t5_layers import self_attention
+from btr.readers.t5_network import SplitT5
 from cli_lines import one_line
 from tiny_t5 import t5_tokenizer, tiny_t5
 
@@ -77,6 +85,31 @@ def store(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reader: Path) 
     path = tmp_path_factory.mktemp("stores") / "facts.btr"
     assert main(["index", str(corpus), "-o", str(path), "--reader", str(reader)]) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def continuous(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reader: Path) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "continuous.btr"
+    words = ["index", corpus, "-o", path, "--reader", reader, "--mode", "decomposed"]
+    assert main([str(word) for word in words]) == 0
+    return path
+
+
+def changed(reader: Path, folder: Path, change: Callable[[SplitT5], None], **settings: Any) -> Path:
+    """A copy of a checkpoint with other weights or settings."""
+    network, tokenizer, config = load_network(reader)
+    change(network)
+    save_checkpoint(folder, network, tokenizer, replace(config, **settings), torch.float32)
+    return folder
+
+
+def scale(weight: torch.Tensor, factor: float) -> None:
+    with torch.no_grad():
+        weight *= factor
+
+
+def distance_bias(network: SplitT5) -> torch.Tensor:
+    return self_attention(network.blocks[0]).SelfAttention.relative_attention_bias.weight
 
 
 def test_ask_generates_and_cites(run: Run, store: Path) -> None:
@@ -230,6 +263,91 @@ def test_bench_of_the_reader_and_of_a_shape(run: Run, reader: Path, questions: P
     assert len(report["parts"]) == 6
     assert all(part["ratio"] > 0 for part in report["parts"])
     assert gflop[1] > gflop[4] > gflop[5] > gflop[6] > gflop[7] > 0
+
+
+def test_a_store_of_continuous_states_answers_like_decomposition_on_the_fly(
+    run: Run, continuous: Path
+) -> None:
+    answerer = Answerer.open(continuous)
+    decomposed, store = answerer.reader, answerer.store
+    assert (decomposed.mode, decomposed.family) == ("decomposed", "t5")
+    numbers = range(len(store))
+    passages, states = store.passages(numbers), store.held_states(numbers)
+    assert None not in states
+    for state, made in zip(states, decomposed.encode(passages), strict=True):
+        assert state.rows.tobytes() == made.rows.tobytes()
+    for question, answer in FACTS.items():
+        for search in ("greedy", "beam", "extract"):
+            options = ReadOptions(search=search)
+            stored = decomposed.read(question, passages, states, options=options)
+            assert stored.answers == decomposed.read(question, passages, options=options).answers
+            assert stored.answers[0].text == answer
+        reply = answerer.ask(question)
+        assert "unpack" in reply.stages_ms  # states were loaded, not made
+        assert reply.answer.text == answer
+    status, out, _ = run("info", continuous, "--json", "-")
+    report = json.loads(out)
+    assert status == 0
+    assert report["bytes"]["bits"] >= 2 * 32 * report["tokens"]
+    assert run("verify", continuous)[0] == 0
+
+
+def test_states_beyond_float16_are_read_and_not_stored(
+    run: Run, reader: Path, corpus: Path, questions: Path, tmp_path: Path
+) -> None:
+    large = changed(
+        reader / "decomposed", tmp_path / "large" / "decomposed",
+        lambda network: scale(network.model.shared.weight, 1e6),
+    ).parent  # fmt: skip
+    status, _, err = run("eval", "--reader", large, "--data", questions, "--mode", "decomposed")
+    assert status == 0, err
+    status, _, err = run(
+        "index", corpus, "-o", tmp_path / "x.btr", "--reader", large, "--mode", "decomposed"
+    )
+    assert status == 5
+    line = one_line(err)
+    assert "passage 'p0'" in line
+    assert "btr checkpoint" in line
+    assert not (tmp_path / "x.btr").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "settings"),
+    [
+        ("lower_weights", lambda n: scale(n.blocks[1].layer[1].DenseReluDense.wo.weight, 1.1), {}),
+        ("lower_weights", lambda n: scale(n.model.shared.weight, 1.1), {}),
+        ("lower_weights", lambda n: scale(distance_bias(n), 1.1), {}),
+        ("lower_weights", lambda n: scale(n.next_norm.weight, 1.1), {}),
+        ("scale", lambda n: None, {"scale": "rms8"}),
+        ("template", lambda n: None, {"passage_template": "title: {title} text: {text}"}),
+        ("passage_budget", lambda n: None, {"passage_budget": 95}),
+    ],
+    ids=["layer", "embeddings", "bias", "norm", "scale", "template", "budget"],
+)
+def test_a_store_refuses_a_reader_whose_states_would_be_others(
+    run: Run,
+    reader: Path,
+    store: Path,
+    tmp_path: Path,
+    field: str,
+    change: Callable[[SplitT5], None],
+    settings: dict[str, Any],
+) -> None:
+    other = changed(reader / "btr", tmp_path / "other", change, **settings)
+    status, _, err = run("ask", store, "Who was queen?", "--reader", other)
+    assert (status, f"{field} differs" in one_line(err)) == (5, True)
+
+
+def test_a_store_takes_a_reader_with_other_weights_above_the_cut(
+    run: Run, reader: Path, store: Path, tmp_path: Path
+) -> None:
+    def change(network: SplitT5) -> None:
+        scale(network.blocks[2].layer[1].DenseReluDense.wo.weight, 1.1)
+        scale(network.model.decoder.final_layer_norm.weight, 1.1)
+
+    other = changed(reader / "btr", tmp_path / "other", change)
+    status, _, err = run("ask", store, "Who was queen?", "--reader", other)
+    assert status == 0, err
 
 
 def test_wrong_pairs_and_bad_calls(
