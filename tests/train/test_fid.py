@@ -299,6 +299,13 @@ def test_wrong_starts_are_named(tmp_path, base):
         train_fid(StageSettings("binarize", LOOP), data, here)
     with pytest.raises(UsageError, match=r"sum to 4.*give --layout 3\+1"):
         train_fid(StageSettings("decompose", LOOP), data, here, layout=(2, 1))
+    # "question:" alone is more than that.
+    small = replace(CONFIG, query_budget=4)
+    with pytest.raises(UsageError, match=r"no room for a question: .*base0; expected at least \d+"):
+        train_fid(StageSettings("reader", LOOP), data, here, config=small)
+    small = replace(CONFIG, answer_budget=2, answer_prompt="<extra_id_0>")
+    with pytest.raises(UsageError, match=r"no room for an answer; expected at least 3"):
+        train_fid(StageSettings("reader", LOOP), data, here, config=small)
     nothing = FidDataSettings((Source(questions),), dev_share=0)
     with pytest.raises(InputError, match="no question was held out"):
         train_fid(StageSettings("reader", LOOP), nothing, here)

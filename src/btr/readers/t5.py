@@ -44,6 +44,9 @@ class T5Reader:
         tokenizer: Its fast tokenizer.
         config: Its layout, budgets and templates.
         name: What users call it.
+
+    Raises:
+        UsageError: A template is bad, or the query budget too small for it.
     """
 
     family = "t5"
@@ -65,6 +68,7 @@ class T5Reader:
         self.text = FidText(
             tokenizer, config.query_template, config.passage_template, self.engine.decoder.end_token
         )
+        self.text.check_query_budget(config.query_budget, name)
         self.prompt = self.text.literal(config.answer_prompt)
         self._fingerprint: dict[str, str] | None = None
 
@@ -83,6 +87,7 @@ class T5Reader:
             InputError: There is no such checkpoint.
             IncompatibleError: It is not a T5.
             CorruptError: Its weights do not fit or are damaged.
+            UsageError: Its templates or its query budget make no sense.
         """
         network, tokenizer, config = load_network(folder, dtype=dtype)
         return cls(network.to(device), tokenizer, config, name or folder.name)

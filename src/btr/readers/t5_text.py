@@ -121,6 +121,7 @@ class FidText:
         # Tokenizers may cut and pad unasked; whole texts are wanted.
         backend.no_truncation()
         backend.no_padding()
+        self.query_template = query_template
         self.query_parts = self._parts(query_template, {"question": True})
         self.passage_parts = self._parts(passage_template, {"title": False, "text": True})
         if self.passage_parts[-1][0] != "text":
@@ -154,13 +155,40 @@ class FidText:
             offsets.append((start, end))
         return encoding.ids, offsets
 
+    def check_query_budget(self, budget: int, where: str) -> None:
+        """Refuse a budget that cannot hold the template and at least one token of the question.
+
+        Args:
+            budget: Most tokens of a question in its template.
+            where: The checkpoint that has it, for the message.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        least = budget - self._room(budget) + 1
+        if budget < least:
+            raise UsageError("the query budget leaves no room for a question", where=where,
+                             expected=f"at least {least}: the template {self.query_template!r} "
+                             f"has {least - 1} tokens", found=str(budget),
+                             todo="train with a larger --query-budget or a shorter "
+                             "--query-template")  # fmt: skip
+
+    def _room(self, budget: int) -> int:
+        """Tokens of a question beside the template."""
+        return budget - sum(len(ids) for _, ids in self.query_parts)
+
     def query(self, question: str, budget: int) -> tuple[list[int], bool]:
         """At most ``budget`` ids of the question in its template, and whether it was cut.
 
         What is cut is the question's end; the template stays whole.
+
+        Raises:
+            ValueError: :meth:`check_query_budget` would refuse the budget.
         """
         asked, _ = self.encode(question)
-        room = budget - sum(len(ids) for _, ids in self.query_parts)
+        room = self._room(budget)
+        if room < 1:
+            raise ValueError(f"a query budget of {budget} leaves no room for a question")
         ids = [i for field, part in self.query_parts for i in (asked[:room] if field else part)]
         return ids, len(asked) > room
 

@@ -250,7 +250,8 @@ def train_fid(
         The best dev figures.
 
     Raises:
-        UsageError: The checkpoints given are not those that the step needs.
+        UsageError: The checkpoints given are not those that the step needs, or a budget is too
+            small for the template.
         InputError: The data is bad or empty.
     """
     accelerator = begin_stage(settings, places, accelerator)
@@ -272,6 +273,7 @@ def train_fid(
         teacher = start_split(teacher, 0, binarized=False)
     end_token = special_token(network.model, "eos_token_id")
     text = FidText(tokenizer, config.query_template, config.passage_template, end_token)
+    text.check_query_budget(config.query_budget, str(places.start))
     rejects = Rejects()
     # Those that every user has anyway are neither trained nor saved again.
     network.model.shared.requires_grad_(not config.word_embeddings)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from btr.data.passages import Passage
 from btr.data.questions import Question, asked
-from btr.errors import InputError
+from btr.errors import InputError, UsageError
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
 from btr.train.batches import length_batches, on_device
@@ -77,11 +77,21 @@ class FidDataBuilder:
         text: The reader's input format.
         config: Its budgets and what its answers begin with.
         most_passages: Passages of a question, at most.
+
+    Raises:
+        UsageError: The answer budget is too small for what answers begin with, a token of the
+            answer and the end token.
     """
 
     def __init__(self, text: FidText, config: T5ReaderConfig, most_passages: int) -> None:
         self.text, self.config, self.most_passages = text, config, most_passages
         self.prompt = text.literal(config.answer_prompt)
+        self.answer_room = config.answer_budget - len(self.prompt) - 1
+        if self.answer_room < 1:
+            raise UsageError("the answer budget leaves no room for an answer",
+                             expected=f"at least {len(self.prompt) + 2}",
+                             found=str(config.answer_budget),
+                             todo="give a larger --answer-budget")  # fmt: skip
         self.data = FidData()
         self.passages: list[Passage] = []
         self._known: dict[tuple[str, str], int] = {}
@@ -98,8 +108,7 @@ class FidDataBuilder:
 
     def answer(self, text: str) -> int:
         """Number of an answer as the decoder is to write it, cut to the budget."""
-        room = self.config.answer_budget - len(self.prompt) - 1
-        ids = [*self.prompt, *self.text.encode(text)[0][:room], self.text.end_token]
+        ids = [*self.prompt, *self.text.encode(text)[0][: self.answer_room], self.text.end_token]
         self.data.answers.append(np.asarray(ids, np.int32))
         return len(self.data.answers) - 1
 

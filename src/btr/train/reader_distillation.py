@@ -236,6 +236,7 @@ def main() -> None:
     network.model.decoder.requires_grad_(False)
     text = FidText(tokenizer, config.query_template, config.passage_template,
                    special_token(network.model, "eos_token_id"))  # fmt: skip
+    text.check_query_budget(config.query_budget, str(given.start))
     sources = tuple(parse_source(source) for source in given.data)
     rejects = Rejects()
     pairs = PairTokenizer(tokenizer, text, config, taught.query_budget)
