@@ -23,8 +23,9 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
 from btr.readers.checkpoint import (
@@ -117,6 +118,7 @@ def load_network(
     Raises:
         InputError: No such checkpoint.
         IncompatibleError: Not a T5, or a newer section.
+        UsageError: Its tokenizer needs a package that is not installed.
         CorruptError: Tensors are missing, left over, of the wrong shape or not finite.
     """
     check_digests(folder)
@@ -136,10 +138,17 @@ def load_network(
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a checkpoint."""
+    # As T5 lies on the Hub. Without the packages transformers takes the file for another kind.
+    pieces = folder / "spiece.model"
+    alone = pieces.is_file() and not (folder / "tokenizer.json").is_file()
+    if alone and not (is_sentencepiece_available() and is_protobuf_available()):
+        raise UsageError("the tokenizer is a SentencePiece model alone", where=str(pieces),
+                         todo="pip install 'btr-reader[sentencepiece]'")  # fmt: skip
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, local_files_only=True
-        )
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, local_files_only=True
+            )
         if tokenizer.is_fast:
             return tokenizer
         found = "a slow one"
@@ -163,11 +172,14 @@ def _check_names(folder: Path, wanted: Collection[str]) -> None:
             with safe_open(folder / "model.safetensors", "pt") as file:
                 names = set(file.keys())
     except FileNotFoundError as error:
-        raise InputError("not a checkpoint folder", where=str(folder),
-                         expected="config.json and model.safetensors",
-                         found="no model.safetensors",
-                         todo="python -m btr.readers.convert_fid makes one of a pytorch_model.bin",
-                         ) from error  # fmt: skip
+        pickled = (folder / "pytorch_model.bin").is_file()
+        raise InputError(
+            "the checkpoint has no weights in safetensors", where=str(folder),
+            expected="model.safetensors", found="pytorch_model.bin" if pickled else "",
+            todo=f"convert it: python -m btr.readers.convert_fid {folder} OUTPUT" if pickled
+            else "fetch its weights; a pytorch_model.bin is converted by "
+            "python -m btr.readers.convert_fid FOLDER OUTPUT",
+        ) from error  # fmt: skip
     except Exception as error:
         raise CorruptError("checkpoint cannot be read", where=str(folder),
                            found=str(error).split("\n")[0][:200],
