@@ -25,6 +25,10 @@ def readers(tmp_path_factory) -> dict[str, T5Reader]:
     folder, tokenizer = tmp_path_factory.mktemp("t5"), t5_tokenizer()
     readers = {mode: make_t5(folder / mode, tokenizer, mode, 0 if mode == "plain" else 2)
                for mode in ("plain", "btr")}  # fmt: skip
+    atlas = {"query_template": "question: {question} answer: <extra_id_0>", "query_budget": 48}
+    readers["atlas"] = make_t5(
+        folder / "atlas", tokenizer, "btr", 2, answer_prompt="<extra_id_0>", **atlas
+    )
     short = {"passage_budget": 12}
     for mode in ("plain", "decomposed", "btr"):
         split = 0 if mode == "plain" else 2
@@ -38,7 +42,7 @@ def extract(reader: T5Reader, *texts: str, top: int = 50, stored: bool = False):
     return reader.read(QUESTION, passages, states, top=top, options=EXTRACT).answers
 
 
-def probability(reader: T5Reader, texts, tokens) -> float:
+def probability(reader: T5Reader, texts, tokens, prompt=()) -> float:
     """Of tokens and the end token, by the decoder asked for each alone."""
     passages = [Passage(f"p{i}", text) for i, text in enumerate(texts)]
     engine = reader.engine
@@ -49,7 +53,7 @@ def probability(reader: T5Reader, texts, tokens) -> float:
         (memory,) = engine.remember([query], [[restored[i] for i in order]])
         total = 0.0
         for i, token in enumerate((*tokens, engine.decoder.end_token)):
-            (row,) = prefix_log_probabilities(engine.decoder, memory, [tokens[:i]])
+            (row,) = prefix_log_probabilities(engine.decoder, memory, [tokens[:i]], prompt)
             total += float(row[token])
     return math.exp(total)
 
@@ -94,6 +98,23 @@ def test_a_text_with_two_tokenizations_is_one_answer_with_the_greater_probabilit
     (salt,) = (a for a in answers if a.text == "salt")
     wanted = max(probability(reader, texts, t) for t in (inside, tuple(alone)))
     assert salt.probability == pytest.approx(wanted, rel=1e-3)
+
+
+def test_spans_are_weighed_behind_what_answers_begin_with(readers):
+    """Atlas: <extra_id_0> stands before every answer and is no part of it."""
+    reader, text = readers["atlas"], "the wide salt lake"
+    prompt = reader.text.literal("<extra_id_0>")
+    assert len(prompt) == 1
+    (query, cut) = reader.text.query(QUESTION, 48)
+    assert (query[-1:], cut) == (prompt, False)
+    answers = extract(reader, text, "Ada")
+    assert {a.text for a in answers} > {"the", "wide", "salt", "lake", "Ada"}
+    for answer in answers:
+        tokens = tuple(reader.text.encode(answer.text)[0])
+        wanted = probability(reader, [text, "Ada"], tokens, prompt)
+        assert answer.probability == pytest.approx(wanted, rel=1e-3)
+    found = [a.probability for a in answers]
+    assert found == sorted(found, reverse=True)
 
 
 TEXT = st.text(st.sampled_from("ab Жж½ﬁÅ(),.\n\t\u0301中the"), max_size=14)
