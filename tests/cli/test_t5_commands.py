@@ -260,6 +260,8 @@ def test_bench_of_the_reader_and_of_a_shape(run: Run, reader: Path, questions: P
     labels = [row["shape"] for row in report["rows"]]
     assert len(labels) == len(set(labels)) >= 8
     gflop = [row["gflop"] for row in report["rows"]]
+    assert report["rows"][0]["ratio_to_unmodified"] == report["rows"][1]["ratio_to_plain"] == 1
+    assert report["rows"][1]["unmodified_range"][0] > 0
     assert len(report["parts"]) == 6
     assert all(part["ratio"] > 0 for part in report["parts"])
     assert gflop[1] > gflop[4] > gflop[5] > gflop[6] > gflop[7] > 0

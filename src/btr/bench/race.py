@@ -44,6 +44,22 @@ class Contender:
     peak_rss_mb: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Who races, and against whom.
+
+    Attributes:
+        contenders: In the order of their turns.
+        plain: The one that ratios are to.
+        unmodified: The software that btr stands in for, as it is published, if it takes part:
+            ratios to it are reported as well.
+    """
+
+    contenders: Sequence[Contender]
+    plain: Contender
+    unmodified: Contender | None = None
+
+
 def race(
     contenders: Sequence[Contender],
     tasks: int,
@@ -74,8 +90,9 @@ def race(
         progress(number)
 
 
-def rows(contenders: Sequence[Contender], base: Contender) -> list[dict[str, Any]]:
-    """The race's rows of a bench report; ratios are to ``base``, above 1 for what is faster."""
+def rows(run: Race) -> list[dict[str, Any]]:
+    """The rows of a bench report after :func:`race`; ratios are above 1 for what is faster."""
+    plain, unmodified = run.plain, run.unmodified
     return [
         {
             "family": c.family,
@@ -85,19 +102,25 @@ def rows(contenders: Sequence[Contender], base: Contender) -> list[dict[str, Any
             "ms_per_query": round(1e3 * statistics.median(c.wall_s), 2),
             "cpu_ms_per_query": round(1e3 * statistics.median(c.cpu_s), 2),
             "queries_per_s": round(1 / statistics.median(c.wall_s), 2),
-            **_ratios("ratio", base.wall_s, c.wall_s),
-            **_ratios("cpu_ratio", base.cpu_s, c.cpu_s),
+            **_ratios("ratio_to_plain", "ratio_range", plain.wall_s, c.wall_s),
+            **_ratios("cpu_ratio_to_plain", "cpu_ratio_range", plain.cpu_s, c.cpu_s),
+            **(
+                _ratios("ratio_to_unmodified", "unmodified_range", unmodified.wall_s, c.wall_s)
+                if unmodified
+                else {}
+            ),
             "stages_ms": {k: round(statistics.median(v), 3) for k, v in c.stages_ms.items()},
             "peak_rss_mb": round(c.peak_rss_mb),
             **c.extra,
         }
-        for c in contenders
+        for c in run.contenders
     ]
 
 
-def _ratios(name: str, base: Sequence[float], mine: Sequence[float]) -> dict[str, Any]:
+def _ratios(median: str, span: str, base: Sequence[float], mine: Sequence[float]) -> dict[str, Any]:
+    """Median and range of the ratios round by round, under these names."""
     ratios = [a / b for a, b in zip(base, mine, strict=True)]
     return {
-        f"{name}_to_plain": round(statistics.median(ratios), 3),
-        f"{name}_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        median: round(statistics.median(ratios), 3),
+        span: [round(min(ratios), 3), round(max(ratios), 3)],
     }

@@ -21,7 +21,7 @@ from btr.errors import InputError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from btr.bench.race import Contender
+    from btr.bench.race import Race
     from btr.bench.readers import Workload
 
 
@@ -122,14 +122,14 @@ def bench(
     found: list[dict[str, Any]] = []
     for name in dtypes:
         if shape is not None:
-            field, base = _shape_contenders(settings, DTYPES[name])
+            entered = _shape_race(settings, DTYPES[name])
         else:
-            field, base = _reader_contenders(reader, work, checkpoint or [], name)
+            entered = _reader_race(reader, work, checkpoint or [], name)
         with progress() as bar:
             task = bar.add_task(f"rounds, {name}", total=rounds + 1)
-            race(field, settings["questions"], rounds=rounds,
+            race(entered.contenders, settings["questions"], rounds=rounds,
                  progress=lambda n: bar.update(task, completed=n + 1))  # noqa: B023  # fmt: skip
-        found += [row | {"dtype": name} for row in rows(field, base)]
+        found += [row | {"dtype": name} for row in rows(entered)]
     report = {"machine": machine_card(), "settings": settings, "rows": found}
     if parts and shape:
         report["parts"] = _shape_parts(shape, dtypes, rounds)
@@ -161,7 +161,7 @@ def _time_store(store: Path, passages: int, rounds: int, json: str) -> None:
     write_json(json, report)
 
 
-def _shape_contenders(settings: dict[str, Any], dtype: Any) -> tuple[list[Contender], Contender]:
+def _shape_race(settings: dict[str, Any], dtype: Any) -> Race:
     """T5 readers with random weights on random texts."""
     from btr.bench.t5 import contenders, make_workload
     from btr.bench.t5_shapes import SHAPES, random_t5
@@ -190,10 +190,9 @@ def _shape_parts(shape: str, dtypes: list[str], rounds: int) -> list[dict[str, A
     return found
 
 
-def _reader_contenders(
-    reader: str, work: list[Workload], checkpoints: list[Path], dtype: str
-) -> tuple[list[Contender], Contender]:
+def _reader_race(reader: str, work: list[Workload], checkpoints: list[Path], dtype: str) -> Race:
     """All modes of a reader, and further checkpoints."""
+    from btr.bench.race import Race
     from btr.bench.readers import contender
     from btr.machine import DTYPES
     from btr.models import reader_modes
@@ -217,7 +216,7 @@ def _reader_contenders(
         )
         for folder in checkpoints
     ]
-    return field, field[0]
+    return Race(field, field[0])
 
 
 def _work(data: Path, store: Path | None, count: int, passages: int) -> list[Workload]:
@@ -264,14 +263,20 @@ def _print(report: dict[str, Any], out: Console) -> None:
     shapes = "floor_ms" in report["rows"][0]
     table.add_column("reader", no_wrap=True)
     headings = ["ms a question", "times plain", "range", "peak MB"]
-    headings += ["GFLOP", "floor ms", "paper"] if shapes else ["a second", "CPU times plain"]
+    if shapes:
+        headings += ["times B0", "range", "GFLOP", "floor ms", "paper"]
+    else:
+        headings += ["a second", "CPU times plain"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["rows"]:
         low, high = row["ratio_range"]
         if shapes:
-            paper = row["paper_ratio"]
-            rest = [f"{row['gflop']:.0f}", f"{row['floor_ms']:.0f}", str(paper or "")]
+            least, most = row["unmodified_range"]
+            rest = [
+                f"{row['ratio_to_unmodified']:.2f}", f"{least:.2f} to {most:.2f}",
+                f"{row['gflop']:.0f}", f"{row['floor_ms']:.0f}", str(row["paper_ratio"] or ""),
+            ]  # fmt: skip
         else:
             rest = [f"{row['queries_per_s']:.1f}", f"{row['cpu_ratio_to_plain']:.2f}"]
         table.add_row(
