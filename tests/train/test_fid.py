@@ -238,12 +238,17 @@ def test_a_reader_may_be_cut_before_and_behind_all_layers(tmp_path, trained, lay
 
 
 @pytest.mark.parametrize("rule", ["raw", "norm", "tanh"])
-def test_naive_rules_are_scored_and_leave_no_reader(tmp_path, trained, rule: str):
+def test_naive_rules_are_scored_and_leave_no_reader(tmp_path, trained, rule: str, monkeypatch):
+    # A reader would score the network under the calibrated rule.
+    monkeypatch.setattr("btr.train.fid.evaluate_dev", Mock(side_effect=AssertionError))
     data = FidDataSettings((Source(trained / "questions.jsonl"),), passages=2, dev_share=0.2)
     settings = StageSettings("binarize", LOOP, 1500, recovery_weight=0.1, rule=rule)
     here = places(tmp_path, "btr", trained / "decomposed", trained / "plain")
     figures = train_fid(settings, data, here)
-    assert 0 <= figures["questions_f1"] <= 100
+    assert {"questions_em", "questions_f1", "score"} <= figures.keys()
+    lines = (tmp_path / "training" / "btr" / "log.jsonl").read_text().splitlines()
+    logged = [line for line in map(json.loads, lines) if "task" in line]
+    assert all({"task", "recovery"} <= line.keys() for line in logged)
     assert not here.checkpoint.exists()
 
 
