@@ -21,7 +21,7 @@ from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_decoder import Cache
 from btr.readers.t5_engine import FidEngine
 from btr.readers.t5_network import SplitT5
-from btr.train.fid import FidLoss, train_fid
+from btr.train.fid import FidLoss, _config_of, train_fid
 from btr.train.fid_examples import (
     FidData,
     FidDataSettings,
@@ -265,6 +265,14 @@ def test_an_adapted_reader_makes_the_same_bits(tmp_path, trained):
         reader.network.blocks[3].layer[1].DenseReluDense.wo.weight for reader in (before, after)
     ]
     assert not torch.equal(*joint)
+
+
+@pytest.mark.parametrize("stage", ["reader", "binarize", "adapt"])
+def test_what_is_trained_again_is_not_calibrated(t5_tok, stage: str):
+    network = SplitT5(tiny_t5(t5_tok), 0)
+    mode = "plain" if stage == "reader" else "btr"
+    found = replace(CONFIG, mode=mode, calibration=(1.0, 0.5))
+    assert _config_of(stage, found, None, None, network, Path()).calibration is None
 
 
 def test_stored_states_train_like_those_made_on_the_way(t5_tok):

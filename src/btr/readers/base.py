@@ -98,7 +98,8 @@ class Answer:
         text: ``passage.text[start:end]``, or the generated text where it stands in no passage.
         probability: An extractive reader's: its share of the one distribution over all spans of all
             passages and "no answer", equal texts counted together. A generative reader's: the
-            probability of its tokens and the end token.
+            probability of its tokens and, if it came, the end token; of a calibrated one, the
+            probability that the answer is right. Of given choices: its share among them.
         passage: Where it stands, the best place if there are several; else the passage that the
             decoder looked at most.
         start: First character in the passage's text, None if it does not stand there.
@@ -130,8 +131,8 @@ class Reading:
 
     Attributes:
         answers: Best first; empty only if no passage had any text.
-        no_answer: Probability that none of the passages answers the question; 0 of a reader that
-            cannot tell.
+        no_answer: Probability that none of the passages answers the question; of a calibrated
+            generative reader, that its best answer is wrong; 0 of a reader that cannot tell.
         truncated: Passages of which the reader saw only the beginning.
         question_cut: Whether the question was longer than the reader's budget.
         stages_ms: Wall milliseconds by stage.

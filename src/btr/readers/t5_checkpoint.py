@@ -23,7 +23,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.utils import is_protobuf_available, is_sentencepiece_available
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
 from btr.files import replaced_folder

@@ -345,7 +345,7 @@ def _config_of(
         # for any question, or its passages' states could never be stored.
         return replace(
             given or found, mode="plain", split_layer=0, positions="budget",
-            word_embeddings=found.word_embeddings,
+            calibration=None, word_embeddings=found.word_embeddings,
         )  # fmt: skip
     if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
         return replace(found, mode=MODE_OF[stage], calibration=None)
