@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import stub_store as stub
 from stub_changes import CHANGES, add, contents, expected
@@ -15,6 +16,7 @@ from stub_changes import CHANGES, add, contents, expected
 from btr import files
 from btr.errors import (
     BtrError,
+    CorruptError,
     IncompatibleError,
     InputError,
     LockedError,
@@ -22,8 +24,9 @@ from btr.errors import (
     UsageError,
 )
 from btr.store import StoreWriter, TokenStore, verify
+from btr.store.building import file_entry
 from btr.store.change import compact, remove_passages
-from btr.store.removed import load_removed
+from btr.store.removed import load_removed, write_removed
 
 
 @pytest.fixture
@@ -256,6 +259,17 @@ def test_damage_of_a_list_of_removed_passages_is_found(path: Path) -> None:
             TokenStore.open(path)
     (path / name).write_bytes(data)
     assert load_removed(path / name, manifest, len(data)).tolist() == [1, 3]
+    # Though all digests are right: another writer's list under this generation's name.
+    write_removed(path / name, manifest.spec.store_id, 1, np.array([2]))
+    (path / "manifests" / "00000001.json").write_bytes(
+        manifest.with_files(
+            [entry for entry in manifest.files if entry.name != name] + [file_entry(path, name)]
+        ).encode()
+    )
+    with pytest.raises(CorruptError, match=name):
+        TokenStore.open(path)
+    (error,) = verify(path).damage
+    assert name in error.where
 
 
 def test_readers_see_one_whole_generation_whatever_is_committed(

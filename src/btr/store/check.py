@@ -11,8 +11,15 @@ from btr.errors import BtrError, CorruptError
 from btr.store.coding import Coder, load_coder, undecodable
 from btr.store.format import Manifest, PassageState
 from btr.store.generations import Lease
-from btr.store.names import is_file_name, manifest_generation, manifest_name, shard_name
+from btr.store.names import (
+    is_file_name,
+    manifest_generation,
+    manifest_name,
+    removed_name,
+    shard_name,
+)
 from btr.store.reader import check_files
+from btr.store.removed import load_removed
 from btr.store.shard import StateRecord
 from btr.store.shard_file import ShardFile
 
@@ -89,6 +96,12 @@ def _verify(
                                        expected=f"digest {entry.sha256}",
                                        found=digest.hexdigest()))  # fmt: skip
     sizes = {entry.name: entry.bytes for entry in manifest.files}
+    if manifest.removed:
+        name = removed_name(manifest.generation)
+        try:
+            load_removed(path / name, manifest, sizes[name])
+        except BtrError as error:
+            damage.append(error)
     damage.extend(_check_records(path, manifest, sizes))
     known = {manifest_name(manifest.generation), *sizes}
     for name, is_folder in files.list_tree(path):
