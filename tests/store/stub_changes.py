@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import stub_store as stub
 
+import btr.compressing
 from btr.compressing import Compression, compress
 from btr.data.passages import Passage
-from btr.store import Manifest, StoreSpec, StoreWriter, TokenStore
+from btr.store import Manifest, StoreSpec, StoreWriter, TokenStore, verify
 from btr.store.change import compact, remove_passages
 
 
@@ -25,9 +28,20 @@ class StubReader:
         return [[(i + j) % 4 for j in range(2 + i % 3)] for i in numbers]
 
 
-def squeeze(path: Path) -> Manifest:
-    """Compress the stub store."""
-    return compress(path, StubReader(), Compression(ratio=0.4, neighbours=False))  # type: ignore[arg-type]
+PAPER = Compression(ratio=0.4, neighbours=False)
+COMPRESSIONS = {
+    "compress": Compression(ratio=0.4),
+    "compress --lossless": Compression(ratio=0.4, lossless=True),
+    "compress --paper": PAPER,
+}
+
+
+def squeeze(path: Path, how: Compression = PAPER) -> Manifest:
+    """Compress the stub store; three occurrences are many in it."""
+    with mock.patch.object(btr.compressing, "BASED", 3):
+        manifest = compress(path, StubReader(), how)  # type: ignore[arg-type]
+    assert manifest.compression["left_out_tokens" if how.neighbours else "merged_vectors"]
+    return manifest
 
 
 def add(
@@ -98,5 +112,27 @@ CHANGES = {
         thinned, lambda path: compact(path, stub.derive),
         lambda path: compact(path, stub.derive), (0, 2, 3, 5, 6),
     ),
-    "compress": Change(lambda path: stub.build(path, 5), squeeze, squeeze, range(5)),
 }  # fmt: skip
+for name, how in COMPRESSIONS.items():
+    CHANGES[name] = Change(
+        lambda path: stub.build(path, 5), partial(squeeze, how=how), partial(squeeze, how=how),
+        range(5),
+    )  # fmt: skip
+
+
+def has_ended_well(path: Path, name: str, new: list[tuple[str, bytes, bytes]]) -> None:
+    """After whatever befell it, a change can be made again, and nothing is left over."""
+    change = CHANGES[name]
+    assert contents(path) in (expected(*change.before), new)
+    assert verify(path).ok
+    with stub.unsynced():
+        # An addition that was published may have left a folder that says so.
+        if contents(path) != new or (path.parent / "store.building/build.json").exists():
+            change.again(path)
+        assert contents(path) == new
+        remove_passages(path, [0])  # collects what is left
+    with TokenStore.open(path) as store:
+        names = {entry.name for entry in store.manifest.files}
+        generation = store.manifest.generation
+    assert set(stub.tree(path)) == names | {f"manifests/{generation:08d}.json"}
+    assert not list(path.parent.glob("store.*"))

@@ -1,8 +1,4 @@
-"""A small deterministic store for the tests, and the ways to break a build of it.
-
-Run as a program, it builds the store in a process of its own, which a test can kill:
-``python stub_store.py PATH PASSAGES PASSAGES_PER_SHARD``.
-"""
+"""A small deterministic store for the tests, and the ways to break a build of it."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import errno
 import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,14 +176,3 @@ def failing(at: int, code: int) -> tuple[files.Files, list[str]]:
         raise OSError(code, os.strerror(code))
 
     return hooked(before), failed
-
-
-def main() -> None:
-    path, n, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    assert "torch" not in sys.modules
-    print("ready", flush=True)
-    build(path, n, of=spec(passages_per_shard=size), resume=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import random
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import stub_store as stub
-from stub_changes import CHANGES, add, contents, expected
+from stub_changes import CHANGES, add, contents, expected, has_ended_well
 
 from btr import files
 from btr.errors import (
@@ -171,24 +169,6 @@ def changed(tmp_path: Path, name: str, number: int) -> Path:
     return path
 
 
-def has_ended_well(path: Path, name: str, new: list[tuple[str, bytes, bytes]]) -> None:
-    """After whatever befell it, a change can be made again, and nothing is left over."""
-    change = CHANGES[name]
-    assert contents(path) in (expected(*change.before), new)
-    assert verify(path).ok
-    with stub.unsynced():
-        # An addition that was published may have left a folder that says so.
-        if contents(path) != new or (path.parent / "store.building/build.json").exists():
-            change.again(path)
-        assert contents(path) == new
-        remove_passages(path, [0])  # collects what is left
-    with TokenStore.open(path) as store:
-        names = {entry.name for entry in store.manifest.files}
-        generation = store.manifest.generation
-    assert set(stub.tree(path)) == names | {f"manifests/{generation:08d}.json"}
-    assert not list(path.parent.glob("store.*"))
-
-
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])
 def test_a_crash_at_any_operation_leaves_the_old_or_the_new(tmp_path: Path, name: str) -> None:
     reference = changed(tmp_path, name, -1)
@@ -270,51 +250,3 @@ def test_damage_of_a_list_of_removed_passages_is_found(path: Path) -> None:
         TokenStore.open(path)
     (error,) = verify(path).damage
     assert name in error.where
-
-
-def test_readers_see_one_whole_generation_whatever_is_committed(
-    path: Path, effort: Callable[[str, int, int], int]
-) -> None:
-    commits = effort("commits under four readers", 12, 50)
-    errors: list[BaseException] = []
-    reads: list[int] = []
-    over = threading.Event()
-
-    def read() -> None:
-        count = 0
-        try:
-            while not over.is_set():
-                with TokenStore.open(path) as store:
-                    live = [o for o in range(len(store)) if not store.is_removed(o)]
-                    ids = [passage.id for passage in store.passages(live)]
-                    for passage_id, state in zip(ids, store.states(live), strict=True):
-                        number = int(passage_id.removeprefix("id-"))
-                        assert state.rows.tobytes() == stub.state(number).rows.tobytes()
-                        assert live[ids.index(passage_id)] == store.ordinal(passage_id)
-                    # Each commit keeps passage 0 and the newest one.
-                    assert "id-00000" in ids
-                    count += 1
-        except BaseException as error:
-            errors.append(error)
-        reads.append(count)
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for i in range(commits):
-        add(path, 5 + i, 1)
-        with TokenStore.open(path) as store:
-            newest = store.ordinal(stub.passage(5 + i).id)
-        remove_passages(path, [newest - 1])
-        if i % 5 == 4:
-            compact(path, stub.derive)
-    over.set()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
-    assert min(reads) > 0
-    remove_passages(path, [1])  # collects what the readers have left
-    with TokenStore.open(path) as store:
-        names = {entry.name for entry in store.manifest.files}
-        generation = store.manifest.generation
-    assert set(stub.tree(path)) == names | {f"manifests/{generation:08d}.json"}

@@ -6,11 +6,7 @@ import errno
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,62 +157,6 @@ def test_short_writes_change_nothing(tmp_path: Path, reference: dict[str, bytes]
     with stub.operations(fake):
         stub.build(tmp_path / "store")
     assert stub.tree(tmp_path / "store") == reference
-
-
-def start(path: Path, n: int, size: int) -> subprocess.Popen[bytes]:
-    """A build in a process of its own that has just begun."""
-    process = subprocess.Popen(
-        [sys.executable, stub.__file__, str(path), str(n), str(size)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def ended(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a build; its exit status, its output on screen if it failed by itself."""
-    _, errors = process.communicate()
-    if process.returncode > 0:
-        print(errors.decode())
-    return process.returncode
-
-
-def test_kill_9_at_random_moments(
-    memory_folder: Path, effort: Callable[[str, int, int], int]
-) -> None:
-    n, size = 400, 5
-    kills = effort("kill -9 of a build, each resuming what the last one left", 40, 300)
-    process = start(memory_folder / "reference", n, size)
-    began = time.perf_counter()
-    assert ended(process) == 0
-    duration = time.perf_counter() - began
-    expected = stub.tree(memory_folder / "reference")
-    draw = random.Random(40)
-    killed = finished = 0
-    path = memory_folder / "store"
-    while killed < kills:
-        # Each kill resumes what the last one left, so that a build is hit again and again.
-        process = start(path, n, size)
-        time.sleep(draw.uniform(0, 0.6 * duration))
-        process.kill()
-        killed += ended(process) == -signal.SIGKILL
-        if path.exists():
-            finished += 1
-            assert stub.tree(path) == expected
-            path.rename(memory_folder / f"finished-{finished}")
-    if not path.exists():
-        assert ended(start(path, n, size)) == 0
-    assert stub.tree(path) == expected
-
-
-def test_of_two_processes_exactly_one_builds(memory_folder: Path) -> None:
-    processes = [start(memory_folder / "store", 400, 5) for _ in range(2)]
-    statuses = sorted(ended(process) for process in processes)
-    assert statuses == [0, 1]
-    assert verify(memory_folder / "store").ok
 
 
 def test_of_two_writers_exactly_one_wins(
