@@ -191,7 +191,8 @@ def merge_file(folder: str, bits_bytes: int, ratio: float, row: dict[str, Any]) 
             assigned[places] = groups
             book.write(merged.tobytes())
             sizes.append(len(merged))
-    assigned.tofile(Path(folder) / f"groups-{number}")
+    # Not tofile(): a full disk would be an error without a number, or none.
+    (Path(folder) / f"groups-{number}").write_bytes(assigned.tobytes())
     return {"number": number, "sizes": sizes}
 
 
