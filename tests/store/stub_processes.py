@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -180,3 +181,9 @@ def read(pipe: Connection, path: Path, live: dict[int, list[int]]) -> None:
             assert [store.ordinal(passage.id) for passage in passages] == ordinals
         pipe.send(generation)
     pipe.recv()
+
+
+def limited(pipe: Connection, name: str, path: Path, size: int) -> None:
+    """Make one of the changes with files of at most so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    CHANGES[name].run(path)
