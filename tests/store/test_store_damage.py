@@ -20,7 +20,7 @@ import pytest
 import stub_store as stub
 
 from btr.data.passages import Passage
-from btr.errors import BtrError, CorruptError, IncompatibleError, InputError, UsageError
+from btr.errors import BtrError, CorruptError, InputError, UsageError
 from btr.store import StoreWriter, TokenStore, verify
 from btr.store.sealed import seal, unseal
 from btr.store.shard import section_seed
@@ -48,32 +48,6 @@ def read_all(path: Path) -> list[object]:
 
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
-
-
-def test_every_flipped_byte_of_shards_and_manifest_is_an_error_when_read(path: Path) -> None:
-    tried = 0
-    for name in ("manifest.json", "shards/00000000.btr", "shards/00000001.btr"):
-        data = (path / name).read_bytes()
-        for at in range(len(data)):
-            (path / name).write_bytes(flipped(data, at))
-            with pytest.raises((CorruptError, IncompatibleError)) as caught:
-                read_all(path)
-            assert name in caught.value.where
-            tried += 1
-        (path / name).write_bytes(data)
-    assert tried > 2000
-    assert verify(path).ok
-
-
-def test_every_flipped_byte_of_every_file_is_found_by_verify(path: Path) -> None:
-    for name, data in stub.tree(path).items():
-        for at in range(len(data)):
-            (path / name).write_bytes(flipped(data, at))
-            damage = verify(path).damage
-            assert damage, f"{name} byte {at}"
-            assert any(name in error.where for error in damage if isinstance(error, CorruptError))
-        (path / name).write_bytes(data)
-    assert verify(path).ok
 
 
 def test_a_damaged_id_table_never_gives_a_wrong_answer(path: Path) -> None:
@@ -425,7 +399,7 @@ def test_flips_swaps_and_garbage_in_a_larger_store(
         clean = [(s.rows.tobytes(), s.text_start) for s in store.states(range(n))]
         texts = store.passages(range(n))
     draw, found = random.Random(11), 0
-    tries = effort("flips, swaps and garbage in a larger store", 400, 20_000)
+    tries = effort("flips, splices, zeros and garbage in a larger store", 400, 40_000)
     for _ in range(tries):
         name = draw.choice(names)
         data = bytearray(whole[name])
