@@ -47,13 +47,19 @@ def derive(folder: Path, passages: Iterator[Passage], first: int) -> None:
     (folder / "index.bin").write_text(f"{first}\n" + "\n".join(p.id for p in passages))
 
 
+def reject(file: Path) -> None:
+    """Leave a list of rejected lines, unless there is one."""
+    if not file.exists():
+        file.write_text('{"line": 3}\n')
+
+
 def build(
     path: Path, n: int = 5, *, of: StoreSpec = SPEC, resume: bool = False, rejects: bool = True
 ) -> Manifest:
     """Build, or go on building, the stub store of ``n`` passages."""
     rejected = path.parent / "rejects.jsonl"
-    if rejects and not rejected.exists():
-        rejected.write_text('{"line": 3}\n')
+    if rejects:
+        reject(rejected)
     with StoreWriter.create(path, of, resume=resume) as writer:
         for first in range(writer.committed, n, of.passages_per_shard):
             numbers = range(first, min(n, first + of.passages_per_shard))

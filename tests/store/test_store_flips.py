@@ -57,9 +57,10 @@ class Flips:
         self.data, self._draw = file.read_bytes(), draw
         self._fd = os.open(file, os.O_WRONLY)
 
-    def each(self, check: Callable[[int], None]) -> int:
-        """Change every byte, check, and change it back; how many there are."""
-        for at, byte in enumerate(self.data):
+    def each(self, check: Callable[[int], None], every: int = 1) -> int:
+        """Change every byte, or one in so many, check, and change it back; how many there are."""
+        for at in range(0, len(self.data), every):
+            byte = self.data[at]
             os.pwrite(self._fd, bytes([byte ^ self._draw.randrange(1, 256)]), at)
             check(at)
             os.pwrite(self._fd, bytes([byte]), at)
@@ -69,7 +70,7 @@ class Flips:
 
 @pytest.mark.parametrize(
     ("kind", "gate"),
-    [("as it is built", 64), ("compress", 8), ("compress --lossless", 16), ("compress --paper", 8)],
+    [("as it is built", 64), ("compress", 8), ("compress --lossless", 8), ("compress --paper", 8)],
 )
 def test_every_changed_byte_is_an_error_when_it_is_read(
     memory_folder: Path, torture: bool, effort: Callable[[str, int, int], int], kind: str, gate: int
@@ -128,8 +129,8 @@ def test_every_changed_byte_is_an_error_when_it_is_read(
     assert verify(path).ok
 
 
-def test_every_changed_byte_of_every_file_is_found_by_verify(
-    memory_folder: Path, effort: Callable[[str, int, int], int]
+def test_changed_bytes_of_every_file_are_found_by_verify(
+    memory_folder: Path, torture: bool, effort: Callable[[str, int, int], int]
 ) -> None:
     n = effort("passages of a store: each byte of its files changed, and verified", 3, 200)
     path, draw = memory_folder / "store", random.Random(5)
@@ -140,7 +141,7 @@ def test_every_changed_byte_of_every_file_is_found_by_verify(
             damage = verify(path).damage
             assert any(name in error.where for error in damage if isinstance(error, CorruptError))
 
-        Flips(path / name, draw).each(found)
+        Flips(path / name, draw).each(found, 1 if torture else 3)
     assert verify(path).ok
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import stub_store as stub
 from stub_changes import add, contents
-from stub_processes import RACERS, Worker, build, ended, race, read
+from stub_processes import RACERS, build, race, read
 
 from btr.errors import LockedError, UsageError
 from btr.store import TokenStore, verify
 from btr.store.change import compact, remove_passages
+from forks import Worker, ended
 
 
 def test_of_two_builds_exactly_one_is_made(

@@ -15,9 +15,10 @@ from unittest import mock
 import pytest
 import stub_store as stub
 from stub_changes import CHANGES, COMPRESSIONS, contents, has_ended_well
-from stub_processes import Worker, ended, limited
+from stub_processes import limited
 
 from btr.errors import ResourceError
+from forks import Worker, ended
 
 
 class FullScratch:

@@ -8,56 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from stub_training import SETTINGS, KilledError, build, weights
 from torch import nn
 
 from btr.errors import IncompatibleError, InputError
-from btr.train.loop import Loop, LoopSettings, Loss
-from btr.train.optimizer import MasterAdamW
-
-SETTINGS = LoopSettings(epochs=3, lr=0.05, warmup=2, state_minutes=0.0)
-
-
-class KilledError(Exception):
-    """Stands for a kill: nothing of the loop runs after it."""
-
-
-def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = SETTINGS):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1)).bfloat16()
-    steps = {"n": 0}
-    kept: list[float] = []
-
-    class Mse(Loss):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, batch: int) -> dict[str, torch.Tensor]:
-            if steps["n"] == die_at:
-                raise KilledError
-            steps["n"] += 1
-            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(batch))
-            y = self.network(x.bfloat16()).float()
-            return {"mse": (y - x.sum(1, keepdim=True)).square().mean()}
-
-    loop: Loop[int] = Loop(
-        settings,
-        plan=lambda epoch: [100 * epoch + i for i in range(7)],
-        loss=Mse(),
-        make_optimizer=lambda total: MasterAdamW(
-            network.named_parameters(), lr=settings.lr, weight_decay=0.01, warmup=2, total=total
-        ),
-        evaluate=lambda: {"score": float(steps["n"])},
-        keep=lambda: kept.append(1.0),
-        folder=folder,
-        describe=lambda batch: f"batch {batch}",
-        recorded={"dropout": 0.3, "data": {"sources": [Path("a")]}},
-    )
-    return loop, network, steps
-
-
-def weights(network: nn.Module) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in network.parameters()]
+from btr.train.loop import LoopSettings
 
 
 @pytest.mark.parametrize("die_at", range(1, 21))
