@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+import btr.coding_shards
 import btr.compressing
 import btr.occurrences
-from btr.cluster import Cluster, read_spool, write_spool
+from btr.cluster import Cluster, map_on_cluster, read_spool, write_spool
 from btr.compressing import Compression, compress
 from btr.data.passages import Passage
 from btr.errors import CorruptError, UsageError
@@ -36,6 +38,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 SHARD = 8
+DEATHS = 3
+"""Workers that a row may kill."""
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +57,16 @@ def cluster() -> Iterator[Cluster]:
     ray.shutdown()
 
 
+def source(folder: Path, n: int) -> Path:
+    lines = (f'{{"id": "p{i}", "text": "The river {"is long " * (i % 7)} in {i}."}}\n'
+             for i in range(n))  # fmt: skip
+    (folder / "in.jsonl").write_text("".join(lines))
+    return folder / "in.jsonl"
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    lines = (f'{{"id": "p{i}", "text": "The river {"is long " * (i % 7)} in {i}."}}\n'
-             for i in range(60))  # fmt: skip
-    (tmp_path / "in.jsonl").write_text("".join(lines))
-    return tmp_path / "in.jsonl"
+    return source(tmp_path, 60)
 
 
 @pytest.fixture
@@ -87,31 +95,36 @@ def workers() -> list[int]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_bytes_are_the_same_though_a_worker_dies(
-    tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster
+def test_the_bytes_are_the_same_though_workers_die(
+    tmp_path: Path, reader: Reader, cluster: Cluster, effort: Callable[[str, int, int], int]
 ) -> None:
+    kills = effort("kill -9 of a worker of one cluster build", 1, 20)
+    n = SHARD * (kills + 6) + 4
+    sources = source(tmp_path, n)
     embedder = Embedder()
     build_index([sources], tmp_path / "single", reader, embedder=embedder, shard_passages=SHARD)
-    commits, killed = tmp_path / "s.building" / "commits", list[int]()
+    commits, killed, over = tmp_path / "s.building" / "commits", list[int](), threading.Event()
 
     def kill() -> None:
-        for _ in range(1200):
-            if commits.is_dir() and list(commits.glob("*.json")):
-                found = workers()
-                if found:
-                    os.kill(found[0], signal.SIGKILL)
-                    killed.append(found[0])
-                    return
-            time.sleep(0.05)
+        """Each time that another shard is there, one of the workers that live."""
+        draw, seen = random.Random(6), 0
+        while len(killed) < kills and not over.wait(0.02):
+            committed = len(list(commits.glob("*.json"))) if commits.is_dir() else 0
+            found = workers()
+            if committed > seen and found:
+                seen = committed
+                killed.append(draw.choice(found))
+                os.kill(killed[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     seen: list[IndexProgress] = []
     build_index([sources], tmp_path / "s", reader, embedder=embedder, shard_passages=SHARD,
                 cluster=cluster, progress=seen.append)  # fmt: skip
+    over.set()
     killer.join()
-    assert killed
-    assert seen[-1].passages == 60
+    assert len(killed) == kills
+    assert seen[-1].passages == n
     assert content(tmp_path / "s") == content(tmp_path / "single")
     assert verify(tmp_path / "s").ok
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "s", "single"]
@@ -138,14 +151,52 @@ def test_a_cluster_goes_on_with_what_one_process_began(
     assert content(tmp_path / "s") == content(tmp_path / "single")
 
 
+class Mortal:
+    """Work of a cluster whose workers die: each of the first rows kills those that have it."""
+
+    def __init__(
+        self, work: Callable[..., Any], setup: dict[str, Any] | None, kills: int, folder: Path
+    ) -> None:
+        self.work = work if setup is None else work(**setup)
+        self.kills, self.folder = kills, folder
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row.pop("place"))
+        deaths = len(list(self.folder.glob(f"{number}-*")))
+        if deaths < DEATHS and DEATHS * number + deaths < self.kills:
+            self.work(row)
+            (self.folder / f"{number}-{deaths}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)  # the work is done, and nobody has heard of it
+        done: dict[str, Any] = self.work(row)
+        return done
+
+
 @pytest.mark.parametrize("neighbours", [True, False])
-def test_a_cluster_compresses_to_the_same_bytes(
+def test_a_cluster_compresses_to_the_same_bytes_though_workers_die(
     tmp_path: Path, sources: Path, reader: Reader, cluster: Cluster,
-    monkeypatch: pytest.MonkeyPatch, *, neighbours: bool,
+    monkeypatch: pytest.MonkeyPatch, effort: Callable[[str, int, int], int], *, neighbours: bool,
 ) -> None:  # fmt: skip
+    kills = effort("kill -9 of a worker of one stage of a cluster compression", 1, 20)
+    died: list[Path] = []
+
+    def on_cluster(
+        work: Callable[..., Any],
+        rows: Sequence[dict[str, Any]],
+        cluster: Cluster,
+        setup: dict[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        died.append(tmp_path / f"died-{len(died)}")
+        died[-1].mkdir()
+        placed = [{**row, "place": i} for i, row in enumerate(rows)]
+        setup = {"work": work, "setup": setup, "kills": kills, "folder": died[-1]}
+        return map_on_cluster(Mortal, placed, cluster, setup)
+
+    monkeypatch.setattr(btr.occurrences, "map_on_cluster", on_cluster)
+    monkeypatch.setattr(btr.compressing, "map_on_cluster", on_cluster)
     monkeypatch.setattr(btr.occurrences, "FILE_BYTES", 400)
     monkeypatch.setattr(btr.occurrences, "MOST_FILES", 1000)
     monkeypatch.setattr(btr.compressing, "BASED", 4)
+    monkeypatch.setattr(btr.coding_shards, "GROUP", 8)  # eight parts to count, as eight shards
     how = Compression(ratio=0.3, neighbours=neighbours, lossless=neighbours)
     build_index([sources], tmp_path / "a", reader, embedder=Embedder(), shard_passages=SHARD)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -154,7 +205,8 @@ def test_a_cluster_compresses_to_the_same_bytes(
     stages = Counter[str]()
     compress(tmp_path / "b", reader, how, lambda stage, done, total: stages.update([stage]),
              cluster)  # fmt: skip
-    assert stages["writing"] == 8
+    assert stages["counting"] == stages["writing"] == 8
+    assert [len(list(folder.iterdir())) for folder in died] == [kills, kills]
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert verify(tmp_path / "b").ok
     assert not (tmp_path / "b.building").exists()
