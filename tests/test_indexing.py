@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from btr.answering import Answerer
 from btr.data.passages import Passage
 from btr.errors import IncompatibleError, InputError, RejectsError, UsageError
 from btr.indexing import IndexProgress, build_index
@@ -204,9 +205,21 @@ def test_added_removed_and_compacted_equals_built_from_scratch(
         assert texts[0] == texts[1]
         for a, b in zip(mine.states(range(8)), scratch.states(range(8)), strict=True):
             assert np.array_equal(a.rows, b.rows)
-        for question in ("It is 9 long", "what is 4?", "It"):
-            answers = [HybridRetriever(s, embedder).search(question, 5) for s in (mine, scratch)]
-            assert answers[0] == answers[1]
+        found = set()
+        for question in ("It is 9 long", "what is 4?", "It", "what is 7 long?", "is it 2"):
+            replies = []
+            for opened in (mine, scratch):
+                answerer = Answerer(opened, reader, HybridRetriever(opened, embedder))
+                reply = answerer.ask(question, passages=5)
+                answers = [
+                    (answer.text, answer.probability, answer.passage.id, answer.start, answer.end)
+                    for answer in reply.reading.answers
+                ]
+                replies.append((reply.hits, answers, reply.reading.no_answer))
+            assert replies[0] == replies[1]
+            assert len(replies[0][1]) == 5
+            found |= {text for text, *_ in replies[0][1]}
+        assert len(found) > 5
 
 
 def test_another_text_of_a_known_id_is_refused_or_replaces_it(
