@@ -24,7 +24,8 @@ test: .venv/installed  ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 torture: .venv/installed  ## Break stores in every way, as often as a release asks for
-	$(BIN)/python -m pytest tests/store --torture --timeout 7200 $(ARGS)
+	$(BIN)/python -m pytest tests/store tests/test_cluster.py tests/train/test_loop_kills.py \
+		--torture --timeout 7200 $(ARGS)
 
 lint: .venv/installed  ## Check style, format and types
 	$(BIN)/ruff check

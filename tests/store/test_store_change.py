@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -162,15 +163,18 @@ def test_a_store_cannot_lose_everything_or_what_it_has_not(path: Path) -> None:
 
 def changed(tmp_path: Path, name: str, number: int) -> Path:
     """A store that a change is to be made of."""
-    path = tmp_path / str(number) / "store"
-    path.parent.mkdir()
-    with stub.unsynced():
-        CHANGES[name].prepare(path)
-    return path
+    prepared = tmp_path / "prepared"
+    if not prepared.exists():
+        prepared.mkdir()
+        CHANGES[name].prepare(prepared / "store")
+    stub.copy_tree(prepared, tmp_path / str(number))
+    return tmp_path / str(number) / "store"
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])
-def test_a_crash_at_any_operation_leaves_the_old_or_the_new(tmp_path: Path, name: str) -> None:
+def test_a_crash_at_any_operation_leaves_the_old_or_the_new(
+    tmp_path: Path, figure: Callable[[str, int], None], name: str
+) -> None:
     reference = changed(tmp_path, name, -1)
     CHANGES[name].run(reference)
     at, ended = 0, False
@@ -185,11 +189,12 @@ def test_a_crash_at_any_operation_leaves_the_old_or_the_new(tmp_path: Path, name
         has_ended_well(path, name, contents(reference))
         at += 1
     assert at > 15
+    figure(f"operations of {name}: a crash at each", at)
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])
 def test_a_full_disk_is_an_error_and_the_change_can_be_made_later(
-    tmp_path: Path, name: str
+    tmp_path: Path, figure: Callable[[str, int], None], name: str
 ) -> None:
     reference = changed(tmp_path, name, -1)
     CHANGES[name].run(reference)
@@ -207,6 +212,7 @@ def test_a_full_disk_is_an_error_and_the_change_can_be_made_later(
         has_ended_well(path, name, contents(reference))
         at += 1
     assert at > 8
+    figure(f"operations of {name} that need space: a full disk from each on", at)
 
 
 def test_without_working_locks_only_one_of_two_writers_commits(

@@ -60,7 +60,7 @@ def crash(path: Path, at: int, *, resume: bool = False) -> int | None:
 
 
 def test_a_crash_at_any_operation_loses_nothing(
-    tmp_path: Path, reference: dict[str, bytes]
+    tmp_path: Path, reference: dict[str, bytes], figure: Callable[[str, int], None]
 ) -> None:
     at, total = 0, None
     while total is None:
@@ -70,6 +70,7 @@ def test_a_crash_at_any_operation_loses_nothing(
         assert finish(folder / "store") == reference, f"crash at operation {at}"
         at += 1
     assert total > 100  # every write, sync, rename ... of the build was an operation of its own
+    figure("operations of a build: a crash at each", total)
 
 
 def test_a_second_crash_while_resuming_loses_nothing(
@@ -117,7 +118,7 @@ def test_no_name_is_given_before_the_bytes_are_synced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_or_failing_disk_is_an_error_and_the_build_goes_on_later(
-    tmp_path: Path, reference: dict[str, bytes], code: int
+    tmp_path: Path, reference: dict[str, bytes], figure: Callable[[str, int], None], code: int
 ) -> None:
     at, failed = 0, ["something"]
     while failed:
@@ -136,6 +137,7 @@ def test_a_full_or_failing_disk_is_an_error_and_the_build_goes_on_later(
         assert finish(path) == reference, f"failure from operation {at} on ({failed[:1]})"
         at += 1
     assert at > 50  # as many places where space can run out
+    figure(f"operations of a build that need space: {errno.errorcode[code]} from each on", at)
 
 
 def test_the_file_size_limit_cuts_a_write_short_and_is_reported(

@@ -41,7 +41,7 @@ def vectors_of(store: TokenStore, ordinals: Sequence[int]) -> bytes:
 
 
 READS: tuple[Callable[[TokenStore, Sequence[int]], object], ...] = (
-    TokenStore.passages, vectors_of, states_of,
+    TokenStore.passages, states_of, vectors_of,
 )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def new_contents(path: Path, name: str) -> list[tuple[str, bytes, bytes]]:
     ("name", "operations"), [("compress", 2), ("compress --lossless", 2), ("compress --paper", 15)]
 )
 def test_no_space_for_scratch_files_at_any_operation(
-    path: Path, name: str, operations: int
+    path: Path, figure: Callable[[str, int], None], name: str, operations: int
 ) -> None:
     new, at, failed = new_contents(path, name), 0, 1
     while failed:
@@ -128,6 +128,7 @@ def test_no_space_for_scratch_files_at_any_operation(
         shutil.rmtree(path)
         at += 1
     assert at > operations
+    figure(f"operations on scratch files of {name}: a full disk from each on", at)
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
