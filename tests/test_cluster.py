@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -51,9 +52,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    yield Cluster("local", workers=2)
     import ray
 
+    # Workers don't have the tests' folder.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield Cluster("local", workers=2)
     ray.shutdown()
 
 
