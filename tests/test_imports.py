@@ -35,6 +35,7 @@ ORDER = [
     "indexing",
     "planning",
     "occurrences",
+    "coding_shards",
     "compressing",
     "choosing",
     "states",

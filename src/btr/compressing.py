@@ -356,7 +356,7 @@ class Recompression:
 def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
     """Pass 3: the coding file and the shards of the new generation."""
     base, root, generation = store.manifest, building.root, building.generation
-    spec, tables, total = base.spec, work.tables, len(store)
+    spec, tables = base.spec, work.tables
     files.make_folder(root / SHARDS)
     coding = root / coding_name(generation)
     write_coding(coding, spec, generation, tables, work.codebook)
@@ -370,25 +370,11 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
         )
     ]
     coded: dict[int, CodedShard] = {}
-
-    def done(number: int, shard: CodedShard) -> None:
+    written = 0
+    for number, shard in _coded(building, store, work, tables, rows):
         coded[number] = shard
-        work.progress("writing", sum(s.commit.passages for s in coded.values()), total)
-
-    if work.cluster is not None and work.occurrences is None:
-        job = work.job(root, generation)
-        for row in map_on_cluster(ShardCoder, rows, work.cluster, job.fields):
-            commit = ShardCommit(**row["commit"])
-            done(int(row["number"]), CodedShard(commit, row["spent"]))
-    else:
-        coder = Coder(tables)
-        gathering = nullcontext(None) if work.occurrences is None else work.occurrences.gathering()
-        with gathering as merged:
-            for row in rows:
-                number, ordinals = row["number"], range(row["first"], row["end"])
-                shard = code_shard(store, work.reader, coder, work.how.ratio, ordinals,
-                                   root / shard_name(number), number, merged)  # fmt: skip
-                done(number, shard)
+        written += shard.commit.passages
+        work.progress("writing", written, len(store))
     spent: Counter[str] = Counter()
     for shard in coded.values():
         spent.update(shard.spent)
@@ -408,5 +394,30 @@ def _write(building: Building, store: TokenStore, work: _Work) -> Manifest:
     )
     kept = [entry for entry in building.lasting_files()
             if not entry.name.startswith((SHARDS, CODING))]  # fmt: skip
-    written = [*(shard_name(row["number"]) for row in rows), coding_name(generation)]
-    return building.seal(manifest, written, kept=kept, removed=building.removed())
+    new = [*(shard_name(row["number"]) for row in rows), coding_name(generation)]
+    return building.seal(manifest, new, kept=kept, removed=building.removed())
+
+
+def _coded(
+    building: Building,
+    store: TokenStore,
+    work: _Work,
+    tables: CodingTables,
+    rows: list[dict[str, int]],
+) -> Iterator[tuple[int, CodedShard]]:
+    """Write the shards, on a cluster in any order; their numbers, and what became of each."""
+    if work.cluster is not None and work.occurrences is None:
+        job = work.job(building.root, building.generation)
+        for done in map_on_cluster(ShardCoder, rows, work.cluster, job.fields):
+            yield int(done["number"]), CodedShard(ShardCommit(**done["commit"]), done["spent"])
+        return
+    coder = Coder(tables)
+    gathering = nullcontext(None) if work.occurrences is None else work.occurrences.gathering()
+    with gathering as merged:
+        for row in rows:
+            number, ordinals = row["number"], range(row["first"], row["end"])
+            shard = code_shard(
+                store, work.reader, coder, work.how.ratio, ordinals,
+                building.root / shard_name(number), number, merged,
+            )  # fmt: skip
+            yield number, shard

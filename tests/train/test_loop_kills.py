@@ -71,7 +71,9 @@ def goes_on(folder: Path, whole: Run) -> None:
     assert found.weights == whole.weights
     assert found.files == whole.files
     # The state before the last one stays where the kill came just before it was removed.
-    assert {path.name for path in folder.iterdir()} - {"state.old"} == {"state", "log.jsonl"}
+    assert {path.name for path in folder.iterdir()} - {"state.old"} == {
+        "state", "log.jsonl", "settings.json",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

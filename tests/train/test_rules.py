@@ -86,10 +86,11 @@ def test_the_tanh_gets_steeper_until_it_is_nearly_a_sign() -> None:
 def test_every_rule_learns_down_to_the_layers_below_it(name: Rule) -> None:
     torch.manual_seed(0)
     data = FidData(
-        [torch.randint(5, 40, (n,)).int().numpy() for n in (5, 3)],
-        [torch.randint(5, 40, (n,)).int().numpy() for n in (12, 7, 9)],
-        [torch.randint(5, 40, (n,)).int().numpy() for n in (3, 2)],
-        [FidExample(0, (0, 1), (0,)), FidExample(1, (2,), (1,))],
+        questions=[torch.randint(5, 40, (n,)).int().numpy() for n in (5, 3)],
+        origins=["one", "two"],
+        passages=[torch.randint(5, 40, (n,)).int().numpy() for n in (12, 7, 9)],
+        answers=[torch.randint(5, 40, (n,)).int().numpy() for n in (3, 2)],
+        examples=[FidExample(0, (0, 1), (0,)), FidExample(1, (2,), (1,))],
     )
     network = SplitT5(tiny_t5(t5_tokenizer(), wild=False), 2, binarized=True).requires_grad_(True)
     before = network.blocks[0].layer[1].DenseReluDense.wo.weight.clone()
