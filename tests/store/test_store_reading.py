@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import resource
 import tempfile
@@ -178,14 +179,14 @@ def test_many_shards_need_few_descriptors(tmp_path: Path) -> None:
     one_each = stub.spec(passages_per_shard=1)
     stub.build(tmp_path / "store", 100, of=one_each)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = descriptors() + 40  # other tests may have left some open
+    gc.collect()  # stores that other tests have left open
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(64, hard), hard))
         store = TokenStore.open(tmp_path / "store")
         before = descriptors()
         assert len(store.states(range(100))) == 100
         assert len(list(store.iter_passages())) == 100
-        assert descriptors() <= before + limit // 4
+        assert descriptors() <= before + 16
         store.close()
         assert descriptors() == before - 1  # the lease is gone too
         assert len(store.states([5])) == 1  # it opens again by itself
