@@ -12,14 +12,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from btr import files
+from btr.cluster import ATTEMPTS
 from btr.errors import IncompatibleError
-from btr.readers.base import Reader
+from btr.readers.base import Mode, Reader
 from btr.readers.load import load_reader
 from btr.store.coding import MOST_TOKENS, Coder
 from btr.store.coding_tables import CodingTables, load_coding
@@ -34,8 +35,6 @@ GROUP = 256
 
 PARTS = 64
 """Into so many parts at most a store is cut to be counted; rounding may depend on it."""
-
-ATTEMPTS = "attempts"
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -265,7 +264,7 @@ class CodingJob:
     scratch: str
     generation: int
     reader: str
-    mode: Literal["decomposed", "btr"]
+    mode: Mode
     ratio: float
 
     @property
@@ -274,8 +273,8 @@ class CodingJob:
         return {"job": asdict(self)}
 
 
-class TokenCounter:
-    """A worker of pass 1.
+class _Worker:
+    """Holds the reader, and opens the store for each row anew, so that no lease outlives it.
 
     Args:
         job: A :class:`CodingJob`'s fields.
@@ -285,10 +284,17 @@ class TokenCounter:
         self._job = CodingJob(**job)
         self._reader = load_reader(self._job.reader, self._job.mode)
 
+    def _open(self) -> TokenStore:
+        return TokenStore.open(self._job.store, fingerprint=self._reader.fingerprint)
+
+
+class TokenCounter(_Worker):
+    """A worker of pass 1."""
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Count one part; ``file`` has it then."""
         ordinals = range(int(row["first"]), int(row["end"]))
-        with TokenStore.open(self._job.store, fingerprint=self._reader.fingerprint) as store:
+        with self._open() as store:
             counts = count_tokens(store, self._reader, ordinals)
         # A task that is tried twice at the same time writes two files.
         file = Path(self._job.scratch) / f"counts-{uuid.uuid4().hex}"
@@ -296,16 +302,8 @@ class TokenCounter:
         return {**row, "file": str(file)}
 
 
-class ShardCoder:
-    """A worker of pass 3.
-
-    Args:
-        job: A :class:`CodingJob`'s fields.
-    """
-
-    def __init__(self, job: dict[str, Any]) -> None:
-        self._job = CodingJob(**job)
-        self._reader = load_reader(self._job.reader, self._job.mode)
+class ShardCoder(_Worker):
+    """A worker of pass 3."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write one shard."""
@@ -314,7 +312,7 @@ class ShardCoder:
         attempt = Path(job.scratch) / ATTEMPTS / uuid.uuid4().hex
         for folder in (attempt.parent, attempt, attempt / SHARDS):
             files.make_folder(folder)
-        with TokenStore.open(job.store, fingerprint=self._reader.fingerprint) as store:
+        with self._open() as store:
             file = Path(job.root) / coding_name(job.generation)
             tables = load_coding(file, store.manifest.spec, job.generation, files.file_size(file))
             coded = code_shard(store, self._reader, Coder(tables), job.ratio, ordinals,

@@ -182,9 +182,8 @@ class _Work:
     def job(self, root: Path, generation: int) -> CodingJob:
         """For workers of a cluster."""
         reader = self.reader
-        mode: Literal["decomposed", "btr"] = "btr" if reader.mode == "btr" else "decomposed"
         return CodingJob(str(self.store.path.absolute()), str(root.absolute()),
-                         str(self.scratch.absolute()), generation, reader.name, mode,
+                         str(self.scratch.absolute()), generation, reader.name, reader.mode,
                          self.how.ratio)  # fmt: skip
 
     def passages(

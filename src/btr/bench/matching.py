@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from btr.bits import hamming
 from btr.coding_shards import bits_of_states, groups_of, states_of
-from btr.machine import dtype_named
 from btr.occurrences import BLOCK, blocks_of, merge_occurrences
-from btr.readers.base import Mode, Reader
-from btr.readers.load import load_reader
+from btr.readers.base import Reader
+from btr.readers.load import load_store_reader
 from btr.stop_words import shared_ids
 from btr.store.reader import TokenStore
 
@@ -65,6 +64,8 @@ def vectors_of_ids(store: TokenStore, reader: Reader, ids: Sequence[int]) -> dic
     found: dict[int, list[Bytes]] = {token: [] for token in ids}
     for group in groups_of(range(len(store))):
         _, states, rows = states_of(store, reader, group)
+        if not states:
+            continue
         flat = np.concatenate(rows)
         bits = bits_of_states(states, spec.row_bytes - spec.scale_bytes)
         for token, parts in found.items():
@@ -114,10 +115,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.2)
     given = parser.parse_args()
     with TokenStore.open(given.store) as store:
-        settings = store.manifest.spec.settings
-        mode: Mode = "btr" if settings["mode"] == "btr" else "decomposed"
-        dtype = dtype_named(str(settings["dtype"]))
-        reader = load_reader(str(settings["reader"]), mode, dtype=dtype)
+        reader = load_store_reader(store.manifest.spec.settings)
         counts = np.zeros(len(reader.vocabulary), np.int64)
         for group in groups_of(range(len(store))):
             flat = np.concatenate([np.asarray(i) for i in reader.token_ids(store.passages(group))])

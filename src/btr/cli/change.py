@@ -20,7 +20,7 @@ from btr.cli.output import (
 from btr.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from btr.readers.base import Mode, Reader
+    from btr.readers.base import Reader
     from btr.store.format import Manifest
     from btr.store.reader import TokenStore
 
@@ -209,13 +209,11 @@ def copy(
 
 def _own_reader(store: TokenStore) -> tuple[Reader, dict[str, str]]:
     """The reader that made a store, in its arithmetic, and the settings that say so."""
-    from btr.machine import dtype_named
-    from btr.readers.load import load_reader
+    from btr.readers.load import load_store_reader
 
     settings = store.manifest.spec.settings
     own = {name: str(settings[name]) for name in ("reader", "mode", "dtype")}
-    mode: Mode = "btr" if own["mode"] == "btr" else "decomposed"
-    return load_reader(own["reader"], mode, dtype=dtype_named(own["dtype"])), own
+    return load_store_reader(settings), own
 
 
 def _report(store: Path, manifest: Manifest, done: str, json: str) -> None:

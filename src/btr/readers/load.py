@@ -7,12 +7,14 @@ plain reader.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from btr.errors import CorruptError, IncompatibleError, InputError
-from btr.machine import default_device
+from btr.machine import default_device, dtype_named
 from btr.models import reader_folder
 from btr.readers.base import MODES, Mode, Reader
 from btr.readers.bert import BertReader
@@ -57,6 +59,16 @@ def load_reader(
     raise InputError(f"reader {name} has no {mode} checkpoint", where=str(folder),
                      found=", ".join(have) or "no checkpoint at all",
                      todo="train that step, or choose another --mode or --reader")  # fmt: skip
+
+
+def load_store_reader(settings: Mapping[str, Any]) -> Reader:
+    """Load the reader that made a store, in its arithmetic; errors as for :func:`load_reader`.
+
+    Args:
+        settings: Of the store's spec.
+    """
+    mode: Mode = "btr" if settings["mode"] == "btr" else "decomposed"
+    return load_reader(str(settings["reader"]), mode, dtype=dtype_named(str(settings["dtype"])))
 
 
 def load_checkpoint(
