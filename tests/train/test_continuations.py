@@ -13,7 +13,7 @@ TEXT = "The old bridge was designed by Ada Stone in 1873. It has nine arches, an
 
 
 def question(answer: str, text: str = TEXT) -> Question:
-    return Question("q", "Who?", (answer,), (Passage("p", "T", text),))
+    return Question("q", "Who?", (answer,), (Passage("p", title="T", text=text),))
 
 
 def test_answers_go_on_in_their_passage_to_the_end_of_a_word():
