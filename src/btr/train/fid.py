@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -108,17 +109,16 @@ class FidLoss(StageLoss):
         made = self.run(batch, student)
         parts: dict[str, Tensor] = {}
         if settings.task_weight:
-            task = losses.answer_nll(made.logits, batch.labels, IGNORED)
+            labels = batch.labels[batch.labels != IGNORED]
+            task = functional.cross_entropy(made.logits, labels)
             parts["task"] = task * settings.task_weight
         if self.teach is not None and settings.distils:
             seen = JointStates() if wants_states else None
             with torch.no_grad():
                 wanted = self.teach(replace(batch, stored=None), seen)
             if settings.answer_weight:
-                real = batch.labels != IGNORED
-                mine, theirs = made.logits[real], wanted.logits[real]
-                every = torch.ones_like(mine, dtype=torch.bool)
-                divergence = losses.answer_divergence(mine, theirs, every)
+                every = torch.ones_like(made.logits, dtype=torch.bool)
+                divergence = losses.answer_divergence(made.logits, wanted.logits, every)
                 parts["answer"] = divergence * settings.answer_weight
             if student is not None and seen is not None:
                 distance = losses.query_aware_distillation(

@@ -3,8 +3,8 @@
 The reader packs sequences and caches keys; gradients and static shapes want neither. Both walk the
 same modules, and a test holds them to the same logits.
 
-``B`` questions, ``U`` passages, ``Q``, ``P`` and ``T`` padded tokens of a question, a passage and
-an answer, ``S = Q + P``, ``H`` heads, ``d`` width, ``V`` vocabulary.
+``B`` questions, ``U`` passages, ``N`` answer tokens; ``Q``, ``P`` and ``T`` padded tokens of
+a question, a passage and an answer, ``S = Q + P``; ``H`` heads, ``d`` width, ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_rows import from_rows
 from btr.train.batches import padded
-from btr.train.fid_examples import FidBatch
+from btr.train.fid_examples import IGNORED, FidBatch
 from btr.train.rules import Bits, CalibratedRule
 
 
@@ -63,7 +63,8 @@ class FidPass:
     """Results of a pass.
 
     Attributes:
-        logits: ``[B, T, V]`` float32, of every answer token given the right ones before it.
+        logits: ``[N, V]`` float32, of every answer token given the right ones before it; padding
+            has none.
         state: ``[U, P, d]`` passages after the lower layers, before the binarizer.
         signs: ``[U, P, d]`` of a binarizing one, else None.
     """
@@ -102,13 +103,18 @@ class TrainingPass:
     def __call__(self, batch: FidBatch, record: JointStates | None = None) -> FidPass:
         """Logits of a batch's answers; ``record`` is filled if given."""
         encoded, seen, state, signs = self.encode(batch, record)
-        outputs = self.network.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            attention_mask=seen,
-            labels=batch.labels,
+        model = self.network.model
+        decoded = model.decoder(
+            input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=seen,
             use_cache=False,
         )
-        return FidPass(outputs.logits.float(), state, signs)
+        # The vocabulary is what is widest here, and most of a batch of answers is padding.
+        hidden = decoded.last_hidden_state[batch.labels != IGNORED]
+        if model.config.scale_decoder_outputs:
+            hidden = hidden * model.config.d_model**-0.5
+        return FidPass(model.lm_head(hidden).float(), state, signs)
 
     @torch.no_grad()
     def generate(self, batch: FidBatch, longest: int) -> list[list[int]]:

@@ -130,14 +130,3 @@ def recovery_loss(h: Tensor, recovered: Tensor, mask: Tensor, *, relative: bool 
 def _squared_error(found: Tensor, wanted: Tensor, *, relative: bool) -> Tensor:
     error = functional.mse_loss(found.float(), wanted.float())
     return error / wanted.detach().float().square().mean() if relative else error
-
-
-def answer_nll(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
-    """Mean negative log-likelihood of answer tokens.
-
-    Args:
-        logits: ``[B, T, V]`` float32.
-        labels: ``[B, T]`` int64.
-        ignored: The label of padding.
-    """
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=ignored)
