@@ -17,13 +17,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+import btr.cluster
 import btr.coding_shards
 import btr.compressing
 import btr.occurrences
 from btr.cluster import Cluster, map_on_cluster, read_spool, write_spool
 from btr.compressing import Compression, compress
 from btr.data.passages import Passage
-from btr.errors import CorruptError, UsageError
+from btr.errors import CorruptError, ResourceError, UsageError
 from btr.indexing import IndexProgress, build_index
 from btr.readers.base import Reader
 from btr.readers.load import load_reader
@@ -230,6 +231,22 @@ def test_an_error_of_a_worker_is_the_error_of_the_command(
     assert str(other.value) == str(one.value)
     shard.write_bytes(data)
     assert compress(store, reader, Compression(), cluster=cluster).generation == 1
+
+
+def kill_yourself(row: dict[str, Any]) -> dict[str, Any]:
+    if row["bad"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return row
+
+
+def test_work_that_kills_every_worker_ends_in_one_line(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(btr.cluster, "TRIES", 2)
+    rows = [{"bad": False}, {"bad": True}]
+    with pytest.raises(ResourceError, match=r"die of one piece of work.*2 tries"):
+        list(map_on_cluster(kill_yourself, rows, cluster))
+    assert list(map_on_cluster(kill_yourself, rows[:1], cluster)) == rows[:1]
 
 
 def test_passages_come_back_from_the_spool_as_they_were(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,14 @@ from typing import Any, Literal
 
 from btr import files
 from btr.data.passages import Passage
-from btr.errors import BtrError, CorruptError, IncompatibleError, UsageError, error_of
+from btr.errors import (
+    BtrError,
+    CorruptError,
+    IncompatibleError,
+    ResourceError,
+    UsageError,
+    error_of,
+)
 from btr.readers.base import Reader
 from btr.store.building import COMMITS
 from btr.store.format import MAX_FILE_BYTES, StoreSpec
@@ -28,6 +36,9 @@ from btr.store.writer import StoreWriter, commit_name, commit_shard
 LOCAL = "local"
 SPOOL = "spool"
 ATTEMPTS = "attempts"
+TRIES = 10
+"""So often a row is given to a worker: some may die, but a row that kills each that takes it must
+come to an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,23 +176,49 @@ def encode_on_cluster(
                                todo="see that all workers share the folder; resume")  # fmt: skip
 
 
+class Tries:
+    """How often each row has been given to a worker; one for all of them."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """Count one more."""
+        self._begun[number] += 1
+        return self._begun[number]
+
+
 class Worker:
     """Does its work row by row, and tells errors as values: Ray would raise them as its own.
 
     Args:
         work: A function, or a class whose instance is called.
         setup: Arguments of the class; None for a function.
+        begin: :meth:`Tries.begin`, wherever it runs.
+        most: Of tries of a row.
     """
 
-    def __init__(self, work: Callable[..., Any], setup: dict[str, Any] | None) -> None:
-        self._work, self._setup = work, setup
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        setup: dict[str, Any] | None,
+        begin: Callable[[int], int],
+        most: int,
+    ) -> None:
+        self._work, self._setup, self._begin, self._most = work, setup, begin, most
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        """What the work gives for a row of plain values, or its error, as JSON."""
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """What the work gives for a row, or its error; both as JSON, as is the row."""
+        number, values = json.loads(row["row"])
         try:
+            if self._begin(number) > self._most:
+                raise ResourceError(
+                    "workers of the cluster die of one piece of work", where=str(values)[:200],
+                    found=f"{self._most} tries", todo="see whether they have enough memory",
+                )  # fmt: skip
             if self._setup is not None:
                 self._work, self._setup = self._work(**self._setup), None
-            return {"told": json.dumps({"done": self._work(row)})}
+            return {"told": json.dumps({"done": self._work(values)})}
         except BtrError as error:
             return {"told": json.dumps({"failed": error.as_dict()})}
 
@@ -202,13 +239,21 @@ def map_on_cluster(
 
     Raises:
         UsageError: Ray is not installed, or the cluster is not protected.
+        ResourceError: Every worker that took one of the rows died.
         BtrError: What a worker raised.
     """
     ray = _ray(cluster)
     if not rows:
         return
-    done = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
-        Worker, fn_constructor_args=(work, setup), num_cpus=cluster.threads,
+    tries = ray.remote(num_cpus=0)(Tries).remote()
+
+    def begin(number: int) -> int:
+        count: int = ray.get(tries.begin.remote(number))
+        return count
+
+    numbered = [{"row": json.dumps(pair)} for pair in enumerate(rows)]
+    done = ray.data.from_items(numbered, override_num_blocks=len(rows)).map(
+        Worker, fn_constructor_args=(work, setup, begin, TRIES), num_cpus=cluster.threads,
         compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(rows))),
     )  # fmt: skip
     for row in done.iter_rows():
