@@ -9,30 +9,41 @@ data=$1 corpus=$2 runs=$3
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 mkdir -p "$runs"
-questions=("$data/squad.jsonl.gz" "$data/qamr.jsonl.gz=0.45" "$data/nq_bm25.jsonl.gz" "$data/triviaqa_bm25.jsonl.gz"
-    "$data/webquestions_bm25.jsonl.gz")
+distant=("$data/nq_bm25.jsonl.gz" "$data/triviaqa_bm25.jsonl.gz" "$data/webquestions_bm25.jsonl.gz")
+squad=$data/squad.jsonl.gz qamr=$data/qamr.jsonl.gz fever=$data/fever.jsonl.gz
 budgets=(--query-budget 48 --passage-budget 208 --answer-budget 24)
-sources=()
-for file in "${questions[@]}"; do sources+=(--data "$file"); done
 
 # MiniLM's weights and states, over a third of the corpus; then minilm's, over questions with a passage.
 python -m btr.train.warm_start "$corpus" -o "$runs/t5-warm" --steps 1000
-python -m btr.train.reader_distillation "${questions[@]}" -o "$runs/t5-distilled" \
+python -m btr.train.reader_distillation "$squad" "$qamr=0.45" "${distant[@]}" -o "$runs/t5-distilled" \
     --from "$runs/t5-warm/plain" --teacher "$(dirname "$0")/../models/minilm/plain" "${budgets[@]}"
-# The decoder alone learns where to begin; then all weights how to go on copying.
-btr train --stage reader -o "$runs/t5-decoder" --from "$runs/t5-distilled/plain" "${sources[@]}" "${budgets[@]}" \
-    --decoder-only --epochs 1 --steps 600 --lr 2e-3 --dropout 0 --passages 1 --score-on squad
-for name in squad qamr; do
-    python -m btr.train.continuations "$runs/continued-$name.jsonl.gz" "$data/$name.jsonl.gz"
-done
-btr train --stage reader -o "$runs/t5-copying" --from "$runs/t5-decoder/plain" --data "$runs/continued-squad.jsonl.gz" \
-    --data "$runs/continued-qamr.jsonl.gz=0.3" "${budgets[@]}" --epochs 1 --lr 1e-3 --dropout 0 \
-    --passages 1 --score-on continued-squad
 
+# Answers that go on in their passage, to copy; with a mark, so that they may stand beside questions.
+python -m btr.train.continuations "$runs/continued-squad.jsonl.gz" "$squad"
+python -m btr.train.continuations "$runs/continued-qamr.jsonl.gz" "$qamr"
+python -m btr.train.continuations "$runs/marked-squad.jsonl.gz" "$squad" --mark " ..."
+
+# step NAME START OPTIONS FILE...: a part of step 1
 step() {
-    btr train -o "$runs/t5-mini" "${sources[@]}" --data "$data/fever.jsonl.gz=0.5" --score-on squad --score-on nq_bm25 \
-        --lr 3e-4 --passages 2 --distractors 1 "$@"
+    local name=$1 start=$2 options=$3 sources=()
+    for file in "${@:4}"; do sources+=(--data "$file"); done
+    # shellcheck disable=SC2086
+    btr train --stage reader -o "$runs/$name" --from "$runs/$start/plain" "${sources[@]}" "${budgets[@]}" \
+        --epochs 1 --dropout 0 $options
 }
-step --stage reader --from "$runs/t5-copying/plain" --epochs 2 "${budgets[@]}"
-step --stage decompose --layout 3+3 --epochs 2 --answer-weight 1 --state-weight 0.2
-step --stage binarize --epochs 1 --answer-weight 1 --state-weight 0 --recovery-weight 0.1
+step t5-decoder t5-distilled "--decoder-only --steps 600 --lr 2e-3 --passages 1 --score-on squad" \
+    "$squad" "$qamr=0.45" "${distant[@]}"
+step t5-copying t5-decoder "--lr 1e-3 --passages 1 --score-on continued-squad" \
+    "$runs/continued-squad.jsonl.gz" "$runs/continued-qamr.jsonl.gz=0.3"
+step t5-asked t5-copying "--lr 7e-4 --passages 1 --score-on squad" \
+    "$squad" "$qamr=0.3" "${distant[@]}" "$runs/marked-squad.jsonl.gz=0.5"
+step t5-mini t5-asked "--lr 7e-4 --passages 2 --score-on squad" \
+    "$squad" "$qamr=0.2" "${distant[@]}" "$fever=0.4"
+
+# Steps 2 and 3.
+further() {
+    btr train -o "$runs/t5-mini" --data "$squad" --data "$qamr=0.2" "${distant[@]/#/--data=}" --data "$fever=0.4" \
+        --score-on squad --score-on nq_bm25 --lr 3e-4 --passages 2 --distractors 1 --answer-weight 1 "$@"
+}
+further --stage decompose --layout 3+3 --epochs 2 --state-weight 0.2
+further --stage binarize --epochs 1 --state-weight 0 --recovery-weight 0.1

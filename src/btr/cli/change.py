@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,12 +123,13 @@ def compact(
     from btr.retrieval.hybrid import build_indexes
     from btr.store.change import compact as run
 
+    began = time.monotonic()
     with progress() as bar:
         task = bar.add_task("rewriting", total=None)
         manifest = run(
             store, build_indexes, lambda done, total: bar.update(task, completed=done, total=total)
         )
-    _report(store, manifest, "compacted", json)
+    _report(store, manifest, "compacted", json, time.monotonic() - began)
 
 
 def compress(
@@ -174,6 +176,7 @@ def compress(
     with TokenStore.open(store) as opened:
         before = store_sizes(store, opened.manifest).state_bytes_per_token
         reader, _ = _own_reader(opened)
+    began = time.monotonic()
     with progress() as bar:
         task = bar.add_task("counting", total=None)
         how = Compression(
@@ -185,11 +188,12 @@ def compress(
                                                   total=total),
             cluster_of(ray, workers),
         )  # fmt: skip
+    seconds = time.monotonic() - began
     sizes = store_sizes(store, manifest)
     _report(
         store, manifest,
         f"{before:.1f} to {sizes.state_bytes_per_token:.1f} bytes a token, "
-        f"{sizes.ratio_to_continuous:.1f} times smaller than fp32", json,
+        f"{sizes.ratio_to_continuous:.1f} times smaller than fp32", json, seconds,
     )  # fmt: skip
 
 
@@ -216,7 +220,15 @@ def _own_reader(store: TokenStore) -> tuple[Reader, dict[str, str]]:
     return load_store_reader(settings), own
 
 
-def _report(store: Path, manifest: Manifest, done: str, json: str) -> None:
+def _report(
+    store: Path, manifest: Manifest, done: str, json: str, seconds: float | None = None
+) -> None:
+    """Tell what a store has become, and of long work how long it took and its peak of memory."""
+    took = {}
+    if seconds is not None:
+        from btr.machine import peak_rss_mb
+
+        took = {"seconds": round(seconds, 2), "peak_rss_mb": round(peak_rss_mb(), 1)}
     size = sum(entry.bytes for entry in manifest.files)
     console(json).print(
         f"{store}: {done}; {manifest.passages:,} passages, "
@@ -230,5 +242,6 @@ def _report(store: Path, manifest: Manifest, done: str, json: str) -> None:
             "passages": manifest.passages,
             "removed": manifest.removed,
             "bytes": size,
+            **took,
         },
     )
