@@ -23,27 +23,22 @@ python -m btr.train.continuations "$runs/continued-squad.jsonl.gz" "$squad"
 python -m btr.train.continuations "$runs/continued-qamr.jsonl.gz" "$qamr"
 python -m btr.train.continuations "$runs/marked-squad.jsonl.gz" "$squad" --mark " ..."
 
-# step NAME START OPTIONS FILE...: a part of step 1
+# step NAME START OPTIONS...: a part of step 1
 step() {
-    local name=$1 start=$2 options=$3 sources=()
-    for file in "${@:4}"; do sources+=(--data "$file"); done
-    # shellcheck disable=SC2086
-    btr train --stage reader -o "$runs/$name" --from "$runs/$start/plain" "${sources[@]}" "${budgets[@]}" \
-        --epochs 1 --dropout 0 $options
+    btr train --stage reader -o "$runs/$1" --from "$runs/$2/plain" "${budgets[@]}" --epochs 1 --dropout 0 "${@:3}"
 }
-step t5-decoder t5-distilled "--decoder-only --steps 600 --lr 2e-3 --passages 1 --score-on squad" \
-    "$squad" "$qamr=0.45" "${distant[@]}"
-step t5-copying t5-decoder "--lr 1e-3 --passages 1 --score-on continued-squad" \
-    "$runs/continued-squad.jsonl.gz" "$runs/continued-qamr.jsonl.gz=0.3"
-step t5-asked t5-copying "--lr 7e-4 --passages 1 --score-on squad" \
-    "$squad" "$qamr=0.3" "${distant[@]}" "$runs/marked-squad.jsonl.gz=0.5"
-step t5-mini t5-asked "--lr 7e-4 --passages 2 --score-on squad" \
-    "$squad" "$qamr=0.2" "${distant[@]}" "$fever=0.4"
+asked=("${distant[@]/#/--data=}" --data "$squad")
+step t5-decoder t5-distilled "${asked[@]}" --data "$qamr=0.45" --decoder-only --steps 600 --lr 2e-3 --passages 1 --score-on squad
+step t5-copying t5-decoder --data "$runs/continued-squad.jsonl.gz" --data "$runs/continued-qamr.jsonl.gz=0.3" --lr 1e-3 \
+    --passages 1 --score-on continued-squad
+step t5-asked t5-copying "${asked[@]}" --data "$qamr=0.3" --data "$runs/marked-squad.jsonl.gz=0.5" --lr 7e-4 --passages 1 \
+    --score-on squad
+step t5-mini t5-asked "${asked[@]}" --data "$qamr=0.2" --data "$fever=0.4" --lr 7e-4 --passages 2 --score-on squad
 
 # Steps 2 and 3.
 further() {
-    btr train -o "$runs/t5-mini" --data "$squad" --data "$qamr=0.2" "${distant[@]/#/--data=}" --data "$fever=0.4" \
-        --score-on squad --score-on nq_bm25 --lr 3e-4 --passages 2 --distractors 1 --answer-weight 1 "$@"
+    btr train -o "$runs/t5-mini" "${asked[@]}" --data "$qamr=0.2" --data "$fever=0.4" --score-on squad --score-on nq_bm25 \
+        --lr 3e-4 --passages 2 --distractors 1 --answer-weight 1 "$@"
 }
 further --stage decompose --layout 3+3 --epochs 2 --state-weight 0.2
 further --stage binarize --epochs 1 --state-weight 0 --recovery-weight 0.1

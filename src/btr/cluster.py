@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from btr import files
 from btr.data.passages import Passage
@@ -27,7 +27,7 @@ from btr.errors import (
     UsageError,
     error_of,
 )
-from btr.readers.base import Reader
+from btr.readers.base import Mode, Reader
 from btr.store.building import COMMITS
 from btr.store.format import MAX_FILE_BYTES, StoreSpec
 from btr.store.names import SHARDS, shard_name
@@ -74,17 +74,16 @@ class EncodeJob:
     spec: dict[str, Any]
     store_id: str
     reader: str
-    mode: Literal["decomposed", "btr"]
+    mode: Mode
     dtype: str
     threads: int
 
     @classmethod
     def of(cls, writer: StoreWriter, spec: StoreSpec, reader: Reader, threads: int) -> EncodeJob:
         """The job of a build."""
-        mode: Literal["decomposed", "btr"] = "btr" if reader.mode == "btr" else "decomposed"
         dtype = str(spec.settings["dtype"])
         root, store_id = str(writer.root.absolute()), writer.store_id.hex()
-        return cls(root, spec.as_dict(), store_id, reader.name, mode, dtype, threads)
+        return cls(root, spec.as_dict(), store_id, reader.name, reader.mode, dtype, threads)
 
 
 class ShardEncoder:
@@ -122,9 +121,7 @@ class ShardEncoder:
 
         shard, root = int(row["shard"]), Path(self.job.root)
         passages = read_spool(root, shard)
-        attempt = root / ATTEMPTS / uuid.uuid4().hex
-        for folder in (attempt.parent, attempt, attempt / SHARDS, attempt / COMMITS):
-            files.make_folder(folder)
+        attempt = make_attempt(root, SHARDS, COMMITS)
         states = shard_states(self._reader, passages)
         vectors = quantize(self._embedder.encode_passages(passages))
         store_id = bytes.fromhex(self.job.store_id)
@@ -174,6 +171,14 @@ def encode_on_cluster(
             raise CorruptError("a shard that a worker has written is not there",
                                where=str(root / shard_name(number)),
                                todo="see that all workers share the folder; resume")  # fmt: skip
+
+
+def make_attempt(root: Path, *inside: str) -> Path:
+    """A new folder in ``root`` for one try of a row, with these folders: tries may overlap."""
+    attempt = root / ATTEMPTS / uuid.uuid4().hex
+    for folder in (attempt.parent, attempt, *(attempt / name for name in inside)):
+        files.make_folder(folder)
+    return attempt
 
 
 class Tries:

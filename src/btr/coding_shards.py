@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from btr import files
-from btr.cluster import ATTEMPTS
+from btr.cluster import make_attempt
 from btr.errors import IncompatibleError
 from btr.readers.base import Mode, Reader
 from btr.readers.load import load_reader
@@ -309,9 +309,7 @@ class ShardCoder(_Worker):
         """Write one shard."""
         job, number = self._job, int(row["number"])
         ordinals = range(int(row["first"]), int(row["end"]))
-        attempt = Path(job.scratch) / ATTEMPTS / uuid.uuid4().hex
-        for folder in (attempt.parent, attempt, attempt / SHARDS):
-            files.make_folder(folder)
+        attempt = make_attempt(Path(job.scratch), SHARDS)
         with self._open() as store:
             file = Path(job.root) / coding_name(job.generation)
             tables = load_coding(file, store.manifest.spec, job.generation, files.file_size(file))

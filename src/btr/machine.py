@@ -32,6 +32,10 @@ def default_dtype() -> str:
     """Name of the faster dtype on this machine: bf16 where it is multiplied natively."""
     if default_device().type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    able = torch.cpu.get_capabilities()
+    if able["architecture"] == "x86_64":
+        # oneDNN takes bf16 wherever there is AVX-512: without these at a third of fp32's speed.
+        return "bf16" if able["avx512_bf16"] or able["amx_bf16"] else "fp32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 

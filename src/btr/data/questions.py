@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from btr.data.lines import RecordError, json_type, read_numbered_records
 from btr.data.passages import Passage
 from btr.data.records import identifier, optional_text, required_text
 from btr.data.schemas import as_fid
-from btr.errors import InputError
+from btr.errors import BtrError, InputError
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -71,6 +73,34 @@ def read_questions(path: Path) -> Iterator[Question]:
         yield question
     if empty:
         raise InputError("no questions in the file", where=str(path), todo="name another file")
+
+
+def question_record(question: Question) -> dict[str, object]:
+    """Id, question, answers and passages as :func:`read_questions` reads them."""
+    return {
+        "id": question.id,
+        "question": question.question,
+        "answers": list(question.answers),
+        "ctxs": [{"id": p.id, "title": p.title, "text": p.text} for p in question.contexts],
+    }
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, object]]) -> int:
+    """Write a ``.jsonl.gz`` file; the number of its records.
+
+    Raises:
+        BtrError: What the records raise; there is no file then.
+    """
+    count = 0
+    try:
+        with gzip.open(path, "wt", encoding="utf-8") as out:
+            for record in records:
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                count += 1
+    except BtrError:
+        path.unlink(missing_ok=True)
+        raise
+    return count
 
 
 def parse_question(fields: Mapping[str, Any], number: int) -> Question:

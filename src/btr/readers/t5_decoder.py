@@ -7,7 +7,7 @@ row may have, ``N`` tokens that a question's decoder looks at, ``H`` heads, ``e`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -219,10 +219,23 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """States ``[..., d]`` to float32 logits ``[..., V]``."""
-        if self.model.config.scale_decoder_outputs:
-            hidden = hidden * self.model.config.d_model**-0.5
-        logits: Tensor = self.head(hidden)
-        return logits.float()
+        return vocabulary_logits(self.model, self.head, hidden)
+
+
+def vocabulary_logits(
+    model: T5ForConditionalGeneration, head: Callable[[Tensor], Tensor], hidden: Tensor
+) -> Tensor:
+    """A decoder's last states ``[..., d]`` to float32 logits ``[..., V]``.
+
+    Args:
+        model: Says whether states are scaled first.
+        head: Its output layer, or what stands for it.
+        hidden: The states.
+    """
+    if model.config.scale_decoder_outputs:
+        hidden = hidden * model.config.d_model**-0.5
+    logits: Tensor = head(hidden)
+    return logits.float()
 
 
 def special_token(model: T5ForConditionalGeneration, name: str) -> int:

@@ -10,8 +10,6 @@ Run as ``python -m btr.train.cloze CORPUS OUTPUT``, once, before training.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from btr.data.lines import read_numbered_records
+from btr.data.questions import write_records
 from btr.data.sentences import sentence_ends
 
 _NAME = re.compile(
@@ -120,11 +119,7 @@ def main() -> None:
     articles = group_articles(
         (record for _, record in read_numbered_records(given.corpus)), excluded
     )
-    count = 0
-    with gzip.open(given.output, "wt", encoding="utf-8") as out:
-        for record in cloze_questions(articles):
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
+    count = write_records(given.output, cloze_questions(articles))
     print(f"{count} questions from {len(articles)} articles")
 
 

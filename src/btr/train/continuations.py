@@ -10,13 +10,12 @@ Run as ``python -m btr.train.continuations OUTPUT FILE...``, once, before traini
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from btr.data.questions import Question, read_questions
+from btr.data.questions import Question, question_record, read_questions, write_records
 from btr.errors import BtrError
 from btr.train.sources import find_answers
 
@@ -35,17 +34,22 @@ def continued(
         mark: Ends every question, which tells it from one whose answer does not go on.
     """
     for question in questions:
-        for passage in question.contexts[:1]:
-            for start, end in find_answers(passage.text, question.answers)[:1]:
-                end = max(end, min(start + length, len(passage.text)))
-                while end < len(passage.text) and passage.text[end].isalnum():
-                    end += 1
-                yield {
-                    "id": question.id,
-                    "question": question.question + mark,
-                    "answers": [passage.text[start:end]],
-                    "ctxs": [{"id": passage.id, "title": passage.title, "text": passage.text}],
-                }
+        passages = question.contexts[:1]
+        places = [place for p in passages for place in find_answers(p.text, question.answers)]
+        if not places:
+            continue
+        (start, end), text = places[0], passages[0].text
+        end = max(end, min(start + length, len(text)))
+        while end < len(text) and text[end].isalnum():
+            end += 1
+        yield question_record(
+            replace(
+                question,
+                question=question.question + mark,
+                answers=(text[start:end],),
+                contexts=passages,
+            )
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,15 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, nargs="+", help="training files")
     parser.add_argument("--mark", default="", help="put at the end of every question")
     given = parser.parse_args(arguments)
-    count = 0
+    questions = (question for path in given.data for question in read_questions(path))
     try:
-        with gzip.open(given.output, "wt", encoding="utf-8") as out:
-            for path in given.data:
-                for record in continued(read_questions(path), mark=given.mark):
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                    count += 1
+        count = write_records(given.output, continued(questions, mark=given.mark))
     except BtrError as error:
-        given.output.unlink(missing_ok=True)
         print(error, file=sys.stderr)
         return error.exit_status
     print(f"{count} questions")

@@ -9,12 +9,12 @@ trained on the same files has seen.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from btr.data.questions import question_record, write_records
 from btr.errors import BtrError
 from btr.train.sources import DataSettings, Rejects, Source, read_sources
 
@@ -26,24 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, nargs="+", help="training files")
     given = parser.parse_args(arguments)
     sources = DataSettings(tuple(Source(path) for path in given.data))
-    count = 0
+    held_out = (
+        question_record(replace(question, id=f"{name}-{question.id}"))
+        for name, question, dev in read_sources(sources, Rejects())
+        if dev
+    )
     try:
-        with gzip.open(given.output, "wt", encoding="utf-8") as out:
-            for name, question, dev in read_sources(sources, Rejects()):
-                if not dev:
-                    continue
-                record = {
-                    "id": f"{name}-{question.id}",
-                    "question": question.question,
-                    "answers": question.answers,
-                    "ctxs": [
-                        {"id": p.id, "title": p.title, "text": p.text} for p in question.contexts
-                    ],
-                }
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                count += 1
+        count = write_records(given.output, held_out)
     except BtrError as error:
-        given.output.unlink(missing_ok=True)
         print(error, file=sys.stderr)
         return error.exit_status
     print(f"{count} questions")

@@ -117,8 +117,7 @@ class FidLoss(StageLoss):
             with torch.no_grad():
                 wanted = self.teach(replace(batch, stored=None), seen)
             if settings.answer_weight:
-                every = torch.ones_like(made.logits, dtype=torch.bool)
-                divergence = losses.answer_divergence(made.logits, wanted.logits, every)
+                divergence = losses.answer_divergence(made.logits, wanted.logits)
                 parts["answer"] = divergence * settings.answer_weight
             if student is not None and seen is not None:
                 distance = losses.query_aware_distillation(

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
 from btr.readers.joint_states import JointStates
+from btr.readers.t5_decoder import vocabulary_logits
 from btr.readers.t5_layers import RelativeBias, encoder_layer, rms_norm
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_rows import from_rows
@@ -112,9 +113,7 @@ class TrainingPass:
         )
         # The vocabulary is what is widest here, and most of a batch of answers is padding.
         hidden = decoded.last_hidden_state[batch.labels != IGNORED]
-        if model.config.scale_decoder_outputs:
-            hidden = hidden * model.config.d_model**-0.5
-        return FidPass(model.lm_head(hidden).float(), state, signs)
+        return FidPass(vocabulary_logits(model, model.lm_head, hidden), state, signs)
 
     @torch.no_grad()
     def generate(self, batch: FidBatch, longest: int) -> list[list[int]]:

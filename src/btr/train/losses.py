@@ -38,11 +38,16 @@ def span_nll(start: Tensor, end: Tensor, mask: Tensor, spans: Tensor) -> Tensor:
     return -torch.logsumexp(pairs, dim=1).mean() / 2
 
 
-def answer_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean KL(teacher || student) of the distributions over ``S`` positions; logits ``[B, S]``."""
-    lowest = torch.finfo(student.dtype).min
-    log_student = functional.log_softmax(student.masked_fill(~mask, lowest), dim=1)
-    log_teacher = functional.log_softmax(teacher.masked_fill(~mask, lowest), dim=1)
+def answer_divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean KL(teacher || student) of the distributions over ``S`` positions; logits ``[B, S]``.
+
+    ``mask`` ``[B, S]`` says which positions take part: all without one.
+    """
+    if mask is not None:
+        lowest = torch.finfo(student.dtype).min
+        student, teacher = (logits.masked_fill(~mask, lowest) for logits in (student, teacher))
+    log_student = functional.log_softmax(student, dim=1)
+    log_teacher = functional.log_softmax(teacher, dim=1)
     return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
