@@ -84,7 +84,7 @@ def test_every_changed_byte_is_an_error_when_it_is_read(
                  for i in range(0, n, SIZE)]  # fmt: skip
         everything = states_of(store, range(n))
         tried = 0
-        for i, entry in enumerate(manifest.shard_files):
+        for i, entry in enumerate(manifest.shards):
             ordinals = range(SIZE * i, min(n, SIZE * (i + 1)))
 
             def refused(
@@ -164,15 +164,15 @@ def records(path: Path) -> list[Record]:
     with TokenStore.open(path) as store:
         manifest = store.manifest
     ordinal = 0
-    for shard, entry in zip(manifest.shards, manifest.shard_files, strict=True):
-        data = (path / entry.name).read_bytes()
+    for shard in manifest.shards:
+        data = (path / shard.name).read_bytes()
         sizes = [struct.unpack_from("<Q", data, 72 + 16 * i)[0] for i in range(5)]
         table = 256
         for section, base in (("state", sum(sizes[:4])), ("passage", sum(sizes[:3]))):
             offsets = struct.unpack_from(f"<{shard.passages + 1}Q", data, table)
             for i, (a, b) in enumerate(pairwise(offsets)):
                 first = 256 + base + a
-                found.append(Record(path / entry.name, section, ordinal + i, first,
+                found.append(Record(path / shard.name, section, ordinal + i, first,
                                     data[first : 256 + base + b]))  # fmt: skip
             table += sizes[0]
         ordinal += shard.passages

@@ -93,10 +93,9 @@ def test_golden_shard(tmp_path: Path) -> None:
 
 def test_golden_manifest(tmp_path: Path) -> None:
     manifest = Manifest(
-        GOLDEN_SPEC, 3, (ShardEntry(7, 2),), 2, 0, 1,
+        GOLDEN_SPEC, 3, (ShardEntry(7, 2, 10, "f" * 64),), 2, 0, 1,
         {"passages": 1, "states": 2, "tables": 3, "vectors": 4}, {"stored": 1}, {"ratio": 0.2},
-        (FileEntry("ids.sqlite", 5, "0" * 64), FileEntry("removed-00000003.btr", 12, "1" * 64),
-         FileEntry("shards/00000007.btr", 10, "f" * 64)),
+        (FileEntry("ids.sqlite", 5, "0" * 64), FileEntry("removed-00000003.btr", 12, "1" * 64)),
     )  # fmt: skip
     body = (
         '{\n "compression": {"ratio": 0.2},\n "counts": {"stored": 1},\n "files": ['

@@ -76,7 +76,7 @@ def _timed(taken: dict[str, list[float]], step: str) -> Iterator[None]:
 
 def _drop(path: Path, store: TokenStore) -> None:
     """Ask the system to forget the shards' pages."""
-    for entry in store.manifest.shard_files:
+    for entry in store.manifest.shards:
         fd = os.open(path / entry.name, os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -197,7 +197,7 @@ class Building:
         if self.base is None or not self.base.removed:
             return NOTHING
         name = removed_name(self.base.generation)
-        size = next(entry.bytes for entry in self.base.files if entry.name == name)
+        size = next(entry.bytes for entry in self.base.others if entry.name == name)
         return load_removed(self.target / name, self.base, size)
 
     def derive(self, derive: Derive, passages: Iterator[Passage], first: int) -> list[str]:

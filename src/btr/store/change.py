@@ -149,12 +149,12 @@ def _rewrite(
     written.append(ids_name(generation))
     if derive is not None and base.lexical_folders:
         written += building.derive(derive, _live(store), 0)
-    dropped = (SHARDS, "ids", "removed", "retrieval")
+    dropped = ("ids", "removed", "retrieval")
     manifest = replace(
         base, generation=generation, compression={**base.compression, **spent},
         **shard_totals(commits),
     )  # fmt: skip
-    others = [entry for entry in base.files if not entry.name.startswith(dropped)]
+    others = [entry for entry in base.others if not entry.name.startswith(dropped)]
     return building.seal(manifest, written, kept=others)
 
 

@@ -16,7 +16,6 @@ from btr.store.names import (
     manifest_generation,
     manifest_name,
     removed_name,
-    shard_name,
 )
 from btr.store.reader import check_files
 from btr.store.removed import load_removed
@@ -102,7 +101,7 @@ def _verify(
             load_removed(path / name, manifest, sizes[name])
         except BtrError as error:
             damage.append(error)
-    damage.extend(_check_records(path, manifest, sizes))
+    damage.extend(_check_records(path, manifest))
     known = {manifest_name(manifest.generation), *sizes}
     for name, is_folder in files.list_tree(path):
         if is_folder or name in known:
@@ -116,7 +115,7 @@ def _verify(
     return VerifyReport(path, len(known), total, manifest.passages, faults)
 
 
-def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Iterator[BtrError]:
+def _check_records(path: Path, manifest: Manifest) -> Iterator[BtrError]:
     """Damage of every shard, down to the records."""
     tokens = truncated = opened = 0
     store_id = manifest.spec.store_id
@@ -126,9 +125,9 @@ def _check_records(path: Path, manifest: Manifest, sizes: dict[str, int]) -> Ite
     except BtrError as error:
         yield error
     for entry in manifest.shards:
-        name, n = shard_name(entry.number), entry.passages
+        name, n = entry.name, entry.passages
         try:
-            shard = ShardFile(path / name, manifest.spec, store_id, entry.number, n, sizes[name])
+            shard = ShardFile(path / name, manifest.spec, store_id, entry.number, n, entry.bytes)
         except BtrError as error:
             yield error
             continue

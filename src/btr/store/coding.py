@@ -326,7 +326,7 @@ def load_coder(path: Path, manifest: Manifest) -> Coder | None:
     Raises:
         CorruptError: The coding file is damaged.
     """
-    for entry in manifest.files:
+    for entry in manifest.others:
         if entry.name.startswith(CODING):
             generation = added_by(entry.name)
             return Coder(load_coding(path / entry.name, manifest.spec, generation, entry.bytes))

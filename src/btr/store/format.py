@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
-from itertools import pairwise
+from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,8 +34,8 @@ BITS_PER_DIM = {"bits": 1, "bits+rms16": 1, "bits+rms8": 1, "fp16": 16}
 SCALE_BYTES = {"bits": 0, "bits+rms16": 2, "bits+rms8": 1, "fp16": 0}
 """What a row of each kind is made of: its dimensions, then the token's scale."""
 
-_IN_SHARDS = names.SHARDS + "/"
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEX_DIGITS = re.compile(r"[0-9a-f]*", re.ASCII)
 
 T = TypeVar("T")
 
@@ -165,10 +165,17 @@ class ShardCommit:
 
 
 class ShardEntry(NamedTuple):
-    """A shard as the manifest names it: its number, and how many passages it holds."""
+    """A shard as the manifest names it: number, passages it holds, bytes, SHA-256 in hex."""
 
     number: int
     passages: int
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        return names.shard_name(self.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,7 @@ class Manifest:
         parts: Bytes of all shards by part: "passages", "states", "tables", "vectors".
         counts: What ingestion counted, over all sources that were added.
         compression: How the states were compressed, by name; empty where they were not.
-        files: Every file but the manifests, sorted by name.
+        others: Every file but the shards and the manifests, sorted by name.
     """
 
     spec: StoreSpec
@@ -196,7 +203,13 @@ class Manifest:
     parts: Mapping[str, int]
     counts: Mapping[str, int]
     compression: Mapping[str, Any]
-    files: tuple[FileEntry, ...]
+    others: tuple[FileEntry, ...]
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file but the manifests, sorted by name; made anew, as there may be many shards."""
+        shards = [FileEntry(shard.name, shard.bytes, shard.sha256) for shard in self.shards]
+        return sorted([*self.others, *shards])
 
     @property
     def ordinals(self) -> int:
@@ -211,35 +224,29 @@ class Manifest:
     @property
     def id_tables(self) -> list[str]:
         """Names of the id tables, the newest first."""
-        found = [entry.name for entry in self.files if entry.name.startswith("ids")]
+        found = [entry.name for entry in self.others if entry.name.startswith("ids")]
         return sorted(found, key=names.added_by, reverse=True)
 
     @property
     def lexical_folders(self) -> list[str]:
         """Names of the folders of lexical indexes, in the order of their passages' ordinals."""
         start = f"{names.RETRIEVAL}/{names.LEXICAL}"
-        found = {entry.name.rpartition("/")[0] for entry in self.files
+        found = {entry.name.rpartition("/")[0] for entry in self.others
                  if entry.name.startswith(start)}  # fmt: skip
         return sorted(found, key=names.added_by)
 
     def with_files(self, files: Iterable[FileEntry], **changes: Any) -> Manifest:
-        """The same with other files, which are sorted here, and other changes."""
-        ordered = tuple(sorted(files, key=lambda entry: entry.name))
-        return replace(self, files=ordered, **changes)
-
-    @property
-    def shard_files(self) -> list[FileEntry]:
-        """The files of :attr:`shards`, in their order."""
-        return [entry for entry in self.files if entry.name.startswith(_IN_SHARDS)]
-
-    @property
-    def other_files(self) -> list[FileEntry]:
-        """All files but the shards."""
-        return [entry for entry in self.files if not entry.name.startswith(_IN_SHARDS)]
+        """The same with other files, its shards' among them, and other changes."""
+        entries = {entry.name: entry for entry in files}
+        shards = [
+            ShardEntry(shard.number, shard.passages, *entries.pop(shard.name)[1:])
+            for shard in self.shards
+        ]
+        others = tuple(sorted(entries.values()))
+        return replace(self, shards=tuple(shards), others=others, **changes)
 
     def encode(self) -> bytes:
         """The bytes of ``manifest.json``."""
-        shards = zip(self.shards, self.shard_files, strict=True)
         return seal(
             {
                 "format": FORMAT,
@@ -247,14 +254,14 @@ class Manifest:
                 "store": self.spec.store_id.hex(),
                 "spec": self.spec.as_dict(),
                 "generation": self.generation,
-                "shards": [(*shard, file.bytes, file.sha256) for shard, file in shards],
+                "shards": self.shards,
                 "tokens": self.tokens,
                 "truncated": self.truncated,
                 "removed": self.removed,
                 "parts": dict(self.parts),
                 "counts": dict(self.counts),
                 "compression": dict(self.compression),
-                "files": self.other_files,
+                "files": self.others,
             }
         )
 
@@ -277,23 +284,23 @@ class Manifest:
         if values["format"] != FORMAT:
             refuse("format", FORMAT, values["format"])
         others = [_file_entry(entry) for entry in values["files"]]
-        shards, shard_files = _shard_entries(values["shards"])
+        shards = _shard_entries(values["shards"])
         manifest = cls(
             StoreSpec(**values["spec"]),
             integer(values["generation"], "generation", 0, MAX_GENERATION),
-            tuple(shards),
+            shards,
             integer(values["tokens"], "tokens", 0, 1 << 56),
             integer(values["truncated"], "truncated", 0, MAX_PASSAGES),
             integer(values["removed"], "removed", 0, MAX_PASSAGES),
             integers(values["parts"], "parts", 4),
             check_counts(values["counts"]),
             scalars(values["compression"], "compression", 64),
-            tuple(sorted(others + shard_files)),
+            tuple(others),
         )
         found = [entry.name for entry in others]
         if found != sorted(found) or len({name.lower() for name in found}) != len(found):
             refuse("files", "sorted names, each once", "others")
-        if any(name.startswith(_IN_SHARDS) for name in found):
+        if any(name.startswith(f"{names.SHARDS}/") for name in found):
             refuse("files", "all files but the shards", "a shard")
         size = manifest.spec.passages_per_shard
         if max((shard.passages for shard in shards), default=0) > size:
@@ -307,7 +314,7 @@ class Manifest:
         if not manifest.passages > 0:
             refuse("removed", "fewer than all passages", manifest.removed)
         if set(manifest.parts) != set(PARTS) or sum(manifest.parts.values()) != sum(
-            entry.bytes for entry in shard_files
+            shard.bytes for shard in shards
         ):
             refuse("parts", "the bytes of all shards", str(dict(manifest.parts)))
         return manifest
@@ -319,7 +326,7 @@ def shard_totals(commits: Sequence[ShardCommit], base: Manifest | None = None) -
     return {
         "shards": (
             *(base.shards if base else ()),
-            *(ShardEntry(commit.shard, commit.passages) for commit in commits),
+            *(ShardEntry(c.shard, c.passages, c.bytes, c.sha256) for c in commits),
         ),
         "tokens": sum(c.tokens for c in commits) + (base.tokens if base else 0),
         "truncated": sum(c.truncated for c in commits) + (base.truncated if base else 0),
@@ -439,22 +446,24 @@ def check_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return integers(counts, "counts", 256)
 
 
-def _shard_entries(rows: Any) -> tuple[list[ShardEntry], list[FileEntry]]:
-    """The shards of a manifest and their files, checked column by column: there may be many."""
+def _shard_entries(rows: Any) -> tuple[ShardEntry, ...]:
+    """The shards of a manifest, checked column by column: there may be many."""
     numbers, passages, sizes, digests = zip(*rows, strict=True) if rows else ((),) * 4
     for name, column, low, high in (
         ("number", numbers, 0, MAX_SHARDS - 1),
         ("passages", passages, 1, 65_536),
         ("bytes", sizes, 0, MAX_FILE_BYTES),
     ):
-        if not all(type(value) is int and low <= value <= high for value in column):
+        whole = not set(map(type, column)) - {int}
+        if not whole or (column and not low <= min(column) <= max(column) <= high):
             refuse(f"shards.{name}", f"integers from {low} to {high}", "others")
-    if not all(a < b for a, b in pairwise(numbers)):
+    if not all(map(lt, numbers, numbers[1:])):
         refuse("shards.number", "ascending numbers", "others")
-    if not all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests):
+    # Together, after their lengths: a call for each takes as long as reading the whole manifest.
+    lengths = {len(digest) if isinstance(digest, str) else 0 for digest in digests}
+    if lengths - {64} or not _HEX_DIGITS.fullmatch("".join(digests)):
         refuse("shards.sha256", "digests of 64 hex digits", "others")
-    files = map(FileEntry, map(names.shard_name, numbers), sizes, digests)
-    return list(map(ShardEntry, numbers, passages)), list(files)
+    return tuple(map(ShardEntry._make, rows))
 
 
 def _file_entry(value: Any) -> FileEntry:

@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar
@@ -22,10 +22,16 @@ from btr.data.passages import Passage
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
 from btr.store.coding import load_coder, undecodable
 from btr.store.coding_tables import CodingTables
-from btr.store.format import Manifest, PassageState, mapping_difference
+from btr.store.format import (
+    FileEntry,
+    Manifest,
+    PassageState,
+    ShardEntry,
+    mapping_difference,
+)
 from btr.store.generations import Lease
 from btr.store.ids import IdTable
-from btr.store.names import SHARDS, removed_name, shard_name
+from btr.store.names import SHARDS, removed_name
 from btr.store.remote import RemoteStore, address_of
 from btr.store.removed import load_removed
 from btr.store.shard import StateRecord
@@ -47,8 +53,8 @@ def check_files(
         shard_sizes: False to leave the sizes of shards to their opening. Their names and types
             come from one listing; asking for every size takes 2 ms a thousand.
     """
-    folders = {str(folder) for entry in manifest.files for folder in Path(entry.name).parents}
-    for name in sorted(folders):
+    folders = {str(folder) for entry in manifest.others for folder in Path(entry.name).parents}
+    for name in sorted({*folders, SHARDS}):
         try:
             with files.explaining(path / name):
                 # The store's own folder may be reached by a link; nothing inside it may.
@@ -57,13 +63,13 @@ def check_files(
                 yield CorruptError("not a folder", where=str(path / name))
         except CorruptError as error:
             yield error
-    listed: set[str] = set()
+    there: set[str] = set()
     if not shard_sizes:
-        with files.explaining(path / SHARDS), os.scandir(path / SHARDS) as entries:
-            listed = {f"{SHARDS}/{e.name}" for e in entries if e.is_file(follow_symlinks=False)}
-    for entry in manifest.files:
-        if entry.name in listed:
-            continue
+        with files.explaining(path / SHARDS), os.scandir(path / SHARDS) as found:
+            there = {f"{SHARDS}/{e.name}" for e in found if e.is_file(follow_symlinks=False)}
+    unlisted = (shard for shard in manifest.shards if shard.name not in there)
+    entries: Iterator[FileEntry | ShardEntry] = chain(manifest.others, unlisted)
+    for entry in entries:
         file = path / entry.name
         try:
             with files.explaining(file):
@@ -91,7 +97,7 @@ class TokenStore:
         self._elsewhere = elsewhere
         manifest = lease.manifest
         self._spec, self._store_id = manifest.spec, manifest.spec.store_id
-        self._entries = {entry.name: entry for entry in manifest.files}
+        self._entries = {entry.name: entry for entry in manifest.others}
         self._starts = [0, *accumulate(shard.passages for shard in manifest.shards)]
         self.removed = np.empty(0, np.int64)
         if manifest.removed:
@@ -253,11 +259,10 @@ class TokenStore:
             while len(self._open) >= self._most_open:
                 self._open.popitem(last=False)
             entry = self.manifest.shards[index]
-            name = shard_name(entry.number)
-            size = self._entries[name].bytes
             shard = self._open[index] = ShardFile(
-                self.path / name, self._spec, self._store_id, entry.number, entry.passages, size,
-                self._elsewhere.open(name, size) if self._elsewhere else None,
+                self.path / entry.name, self._spec, self._store_id, entry.number, entry.passages,
+                entry.bytes,
+                self._elsewhere.open(entry.name, entry.bytes) if self._elsewhere else None,
             )  # fmt: skip
             return shard
 

@@ -19,7 +19,7 @@ from btr import files
 from btr.errors import CorruptError, ResourceError, UsageError
 from btr.store.format import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from btr.store.generations import Lease
-from btr.store.names import MANIFEST, MANIFESTS, SHARDS, manifest_generation, manifest_name
+from btr.store.names import MANIFEST, MANIFESTS, manifest_generation, manifest_name
 
 CACHE = "BTR_CACHE"
 """Environment variable with the folder for fetched files; ``~/.cache/btr`` if it is not set."""
@@ -101,9 +101,8 @@ class RemoteStore:
         data = _fetch(self._system, self._name(name))
         manifest = Manifest.decode(data, Path(name))
         self.folder = cache_folder() / f"{manifest.spec.store_id.hex()}-{manifest.generation}"
-        for entry in manifest.files:
-            if not entry.name.startswith(SHARDS):
-                self._keep(entry)
+        for entry in manifest.others:
+            self._keep(entry)
         place = self.folder / name
         if not place.exists() or place.read_bytes() != data:
             _make_folders(place.parent)

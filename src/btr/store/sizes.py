@@ -65,7 +65,7 @@ def store_sizes(path: Path, manifest: Manifest) -> StoreSizes:
         path: The store's folder.
         manifest: Its manifest.
     """
-    other = {entry.name: entry.bytes for entry in manifest.files}
+    other = {entry.name: entry.bytes for entry in manifest.others}
     headers = HEADER_BYTES * len(manifest.shards)
     # A shard's two tables have one entry a passage each and are equally long.
     table = (manifest.parts["tables"] - headers) // 2

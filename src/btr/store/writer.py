@@ -369,7 +369,7 @@ class StoreWriter:
             removed=0,
             counts=_added(base.counts, counts) if base else dict(counts),
             compression=base.compression if base else {},
-            files=(),
+            others=(),
             **shard_totals(commits, base),
         )
         removed = np.union1d(self._building.removed(), np.asarray(replaced, np.int64))
