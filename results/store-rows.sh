@@ -3,7 +3,8 @@
 #
 #   results/store-rows.sh STORE READER OUT.jsonl DATA...
 #
-# STORE stays as it is; each row is a copy beside OUT, removed afterwards. DATA: question files with gold passages that STORE has.
+# STORE stays as it is; each row is a copy beside OUT, removed afterwards. DATA: question files with gold passages that STORE has; none for
+# bytes alone. ROWS="none default" makes these rows only.
 set -euo pipefail
 store=$1 reader=$2 out=$3
 shift 3
@@ -12,6 +13,7 @@ shift 3
 row() {
     local name=$1 copy=$out.$1.btr
     shift
+    if [ -n "${ROWS:-}" ] && [[ " $ROWS " != *" $name "* ]]; then return; fi
     if grep -qs "\"row\": \"$name\"" "$out"; then return; fi
     rm -rf "$copy"
     cp -r "$store" "$copy"

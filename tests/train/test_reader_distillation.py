@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
 from btr.data.passages import Passage
-from btr.readers.bert_network import SplitBert, bert_layers
+from btr.readers.bert_network import SplitBert
 from btr.readers.t5_checkpoint import T5ReaderConfig
-from btr.readers.t5_layers import self_attention
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_text import FidText
 from btr.train.aligned_pairs import PairTokenizer, pad_pairs, pair_batches
@@ -18,13 +15,12 @@ from btr.train.loop import LoopSettings
 from btr.train.optimizer import MasterAdamW
 from btr.train.reader_distillation import (
     ReaderDistillation,
-    move_weights,
     read_pairs,
     what_is_seen,
 )
 from btr.train.sources import DataSettings, Rejects, parse_source
 from btr.train.stage import StageSettings
-from btr.train.warm_start import t5_from_bert
+from btr.train.t5_from_bert import t5_from_bert
 from tiny_readers import tiny_model
 
 CONFIG = T5ReaderConfig(query_budget=32, passage_budget=48)
@@ -67,35 +63,16 @@ def test_batches_hold_every_pair_once_within_the_budget(pairs):
         assert len(batch) == 1 or len(batch) * longest <= 120
 
 
-def test_weights_move_as_the_reader_did(tokenizer):
-    model = tiny_model(tokenizer)
-    t5 = SplitT5(t5_from_bert(model.bert, decoder_layers=1, inner=16, end_token=3), 0)
-    as_made = copy.deepcopy(t5)
-    move_weights(t5.blocks, SplitBert(model, 0, 24), model.bert)
-    for a, b in zip(t5.parameters(), as_made.parameters(), strict=True):
-        assert torch.equal(a, b)
-    trained = copy.deepcopy(model)
-    with torch.no_grad():
-        for layer in bert_layers(trained):
-            layer.attention.self.query.weight += 0.5
-            layer.intermediate.dense.weight += torch.arange(64.0)[:, None]
-    move_weights(t5.blocks, SplitBert(trained, 0, 24), model.bert)
-    wanted = t5_from_bert(trained.bert, decoder_layers=1, inner=64, end_token=3).encoder.block[1]
-    query = self_attention(t5.blocks[1]).SelfAttention.q.weight
-    torch.testing.assert_close(query, wanted.layer[0].SelfAttention.q.weight)
-    rows = t5.blocks[1].layer[1].DenseReluDense.wi.weight
-    every = wanted.layer[1].DenseReluDense.wi.weight
-    assert all((row - every).abs().amax(1).min() < 1e-5 for row in rows)
-
-
 def test_distillation_brings_a_t5_closer_to_the_reader(tokenizer, pairs):
     model = tiny_model(tokenizer)
     network = SplitT5(
         t5_from_bert(model.bert, decoder_layers=1, inner=32, end_token=3), 0
     ).requires_grad_(True)
     network.model.shared.requires_grad_(False)
+    views = [torch.nn.Linear(32, 32) for _ in network.blocks]
     settings = StageSettings("reader", LoopSettings(1, 1e-2), dropout=0.0, precision="fp32")
-    loss = ReaderDistillation(network, SplitBert(model, 0, 24), settings, CONFIG.query_budget)
+    loss = ReaderDistillation(network, SplitBert(model, 0, 24), settings, CONFIG.query_budget,
+                              views)  # fmt: skip
     loss.prepare(torch.device("cpu"), torch.float32)
     named = [(n, p) for n, p in loss.named_parameters() if p.requires_grad]
     optimizer = MasterAdamW(named, lr=1e-2, weight_decay=0, warmup=1, total=60)

@@ -79,6 +79,10 @@ def train(
         int | None, typer.Option("--steps", min=1, help="Stop after so many steps.")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [1e-4].")] = None,
+    relative_lr: Annotated[
+        bool, typer.Option("--relative-lr", help="The rate is relative to each matrix's size, as "
+                           "Adafactor's: for T5, then about 1e-3.")
+    ] = False,
     warmup: WarmupOption = 200,
     token_budget: Annotated[
         int | None,
@@ -221,6 +225,7 @@ def train(
         LoopSettings(
             epochs, lr or 1e-4, steps=steps or 0, accumulate=accumulate,
             evaluate_every=evaluate_every, patience=patience, warmup=warmup, seed=seed,
+            relative=relative_lr,
         ),
         token_budget=token_budget or 6000,
         task_weight=task_weight,

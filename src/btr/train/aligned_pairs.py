@@ -32,12 +32,14 @@ class View:
         query: Token ids of the question in its template.
         passage: Token ids of the passage in its template.
         asked: Place in ``query`` of the question's first own token.
+        title: Place in ``passage`` of the title's first token.
         text: Place in ``passage`` of the text's first token.
     """
 
     query: Ids
     passage: Ids
     asked: int
+    title: int
     text: int
 
 
@@ -49,13 +51,42 @@ class AlignedPair:
         bert: As an extractive reader sees it.
         t5: As a Fusion-in-Decoder reader does.
         asked: Tokens of the question that both hold.
+        title: Tokens of the title that both hold.
         text: Tokens of the text that both hold.
     """
 
     bert: View
     t5: View
     asked: int
+    title: int
     text: int
+
+
+def counterparts(pair: AlignedPair, query_width: int) -> NDArray[np.int64]:
+    """Where the extractive reader has what each token of the other stands for.
+
+    Tokens of both stand for themselves, those of a template for the mark at that place: ``[CLS]``
+    before the question, ``[SEP]`` behind question, title and text.
+
+    Args:
+        pair: The pair.
+        query_width: Padded length of the extractive reader's questions.
+
+    Returns:
+        int64 ``[len(t5.query) + len(t5.passage)]`` places in its padded ``[question; passage]``.
+    """
+    bert, t5 = pair.bert, pair.t5
+    query = np.full(len(t5.query), len(bert.query) - 1)
+    query[: t5.asked] = 0
+    query[t5.asked : t5.asked + pair.asked] = bert.asked + np.arange(pair.asked)
+    passage = np.full(len(t5.passage), query_width + len(bert.passage) - 1)
+    passage[: t5.text] = query_width + bert.text - 1 if bert.text else len(bert.query) - 1
+    passage[: t5.title] = len(bert.query) - 1
+    for mine, theirs, count in (
+        (t5.title, bert.title, pair.title), (t5.text, bert.text, pair.text),
+    ):  # fmt: skip
+        passage[mine : mine + count] = query_width + theirs + np.arange(count)
+    return np.concatenate([query, passage])
 
 
 class PairTokenizer:
@@ -81,6 +112,11 @@ class PairTokenizer:
         place = [bool(field) for field, _ in text.query_parts].index(True)
         self.before = sum(len(ids) for ids in parts[:place])
         self.around = sum(len(ids) for ids in parts)
+        names = [field for field, _ in text.passage_parts]
+        # Literals between a title and the text; all before the text where titles are not shown.
+        self.titled = "title" in names
+        after = names.index("title") + 1 if self.titled else 0
+        self.between = sum(len(ids) for _, ids in text.passage_parts[after:])
 
     def pair(self, question: str, passage: Passage) -> AlignedPair:
         """A question with a passage."""
@@ -89,13 +125,14 @@ class PairTokenizer:
         ids, start, _, offsets = tokenize_passage(
             self.tokenizer, passage.title, passage.text, budget
         )
-        bert = View(np.asarray(theirs, np.int32), np.asarray(ids, np.int32), 1, start)
+        bert = View(np.asarray(theirs, np.int32), np.asarray(ids, np.int32), 1, 0, start)
         mine, _ = self.text.query(question, self.config.query_budget)
         tokens = self.text.passage(passage.title, passage.text, budget)
+        title = max(0, start - 1) if self.titled else 0
         t5 = View(np.asarray(mine, np.int32), np.asarray(tokens.ids, np.int32), self.before,
-                  tokens.text_start)  # fmt: skip
+                  tokens.text_start - self.between - title, tokens.text_start)  # fmt: skip
         asked = min(len(theirs) - 2, len(mine) - self.around)
-        return AlignedPair(bert, t5, asked, min(len(offsets), len(tokens.offsets)))
+        return AlignedPair(bert, t5, asked, title, min(len(offsets), len(tokens.offsets)))
 
 
 @dataclass

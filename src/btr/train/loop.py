@@ -61,6 +61,7 @@ class LoopSettings:
         seed: Of batches and dropout.
         state_minutes: Between two states on disk; there is also one after every look at dev.
         max_bad_steps: Steps in a row without a finite loss after which the run ends.
+        relative: The rate is in proportion to each parameter's size.
     """
 
     epochs: int
@@ -74,6 +75,7 @@ class LoopSettings:
     seed: int = 1
     state_minutes: float = 5.0
     max_bad_steps: int = 5
+    relative: bool = False
 
 
 def save_state(folder: Path, optimizer: MasterAdamW, record: dict[str, object]) -> None:

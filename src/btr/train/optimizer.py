@@ -24,6 +24,9 @@ class MasterAdamW:
         warmup: Steps of linear warm-up.
         total: Steps until the rate has fallen linearly to 0.
         clip: Largest norm of the whole gradient.
+        relative: Steps of each parameter in proportion to the root of its mean square at the start
+            (of 0.001 at least), as Adafactor's (arXiv 1804.04235, section 8). A T5's matrices
+            differ in size by orders of magnitude, and so does what a step of one size does to them.
     """
 
     def __init__(
@@ -35,28 +38,25 @@ class MasterAdamW:
         warmup: int,
         total: int,
         clip: float = 1.0,
+        relative: bool = False,
     ) -> None:
         self.parameters = dict(named)
         self.masters = {
             name: p.detach().float().clone().requires_grad_() for name, p in self.parameters.items()
         }
-        matrices = [m for m in self.masters.values() if m.ndim > 1]
-        vectors = [m for m in self.masters.values() if m.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": weight_decay},
-            {"params": vectors},
-        ]
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for master in self.masters.values():
+            size = max(1e-3, float(master.detach().square().mean().sqrt())) if relative else 1.0
+            decay = weight_decay if master.ndim > 1 else 0.0
+            fresh = {"params": [], "size": size, "weight_decay": decay}
+            groups.setdefault((size, master.ndim > 1), fresh)["params"].append(master)
         self.adam = torch.optim.AdamW(
-            groups,
-            lr=lr,
-            weight_decay=0.0,
-            betas=(0.9, 0.98),
-            fused=True,
+            [*groups.values()], lr=lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True
         )
         self.lr, self.warmup, self.total, self.clip = lr, warmup, total, clip
 
     def rate(self, step: int) -> float:
-        """Learning rate of step ``step`` (from 0)."""
+        """Learning rate of step ``step`` (from 0), before it is made relative."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         left = (self.total - step) / max(1, self.total - self.warmup)
@@ -76,7 +76,7 @@ class MasterAdamW:
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm} at step {step}")
         for group in self.adam.param_groups:
-            group["lr"] = self.rate(step)
+            group["lr"] = self.rate(step) * group["size"]
         self.adam.step()
         self.copy_back()
         return norm

@@ -1,8 +1,8 @@
 """What a BERT reader sees in a question and a passage, taught to the encoder of a T5.
 
-The second half of the warm start (``btr.train.warm_start`` is the first): after it the encoder's
-last states tell where answers begin and end, and which token stands where, and the decoder begins
-by copying from them (``btr.train.copying``).
+The encoder begins as least squares make it (:mod:`btr.train.layer_fit`). After this its last states
+tell where answers begin and end, and which token stands where, and the decoder begins by copying
+from them (:mod:`btr.train.copying`).
 
 Run as ``python -m btr.train.reader_distillation --help``.
 """
@@ -11,30 +11,27 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertModel
-from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.t5.modeling_t5 import T5Block, T5DenseActDense, T5LayerFF
 
 from btr.data.questions import asked
 from btr.models import resolve
 from btr.readers.bert_checkpoint import load_network as load_bert
-from btr.readers.bert_network import SplitBert, bert_layers
+from btr.readers.bert_network import SplitBert
+from btr.readers.bert_text import load_tokenizer
 from btr.readers.checkpoint import quiet_transformers
 from btr.readers.joint_states import JointStates
-from btr.readers.t5_checkpoint import load_network, save_checkpoint
+from btr.readers.t5_checkpoint import T5ReaderConfig, save_checkpoint
 from btr.readers.t5_decoder import special_token
-from btr.readers.t5_layers import rms_norm, self_attention
+from btr.readers.t5_layers import rms_norm
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_text import FidText
 from btr.train.aligned_pairs import (
@@ -47,43 +44,30 @@ from btr.train.aligned_pairs import (
 from btr.train.copying import begin_with_copying
 from btr.train.fid_examples import FidBatch
 from btr.train.fid_pass import TrainingPass
+from btr.train.layer_fit import fit_encoder
 from btr.train.loop import LoopSettings
 from btr.train.sources import DataSettings, Rejects, find_answers, parse_source, read_sources
 from btr.train.stage import Places, StageLoss, StageSettings, run_stage
-from btr.train.warm_start import dev_figures, kept_neurons, linear_views, relative_error
+from btr.train.t5_from_bert import t5_from_bert
 
 DEV_PAIRS = 300
-FITTED = 480
-"""Pairs that the decoder's first weights are worked out from: 70,000 tokens."""
+FITTED = 1000
+"""Pairs that the encoder's first weights are worked out from, and the decoder's: 145,000 tokens."""
 
 
-@torch.no_grad()
-def move_weights(blocks: Sequence[T5Block], reader: SplitBert, raw: BertModel) -> None:
-    """Add to an encoder made of ``raw`` what training has changed in the reader made of it.
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error over the mean square of what is wanted."""
+    return functional.mse_loss(found, wanted) / wanted.square().mean()
 
-    As in task arithmetic (arXiv 2212.04089). It brought the states of a T5 that had been distilled
-    from MiniLM from a relative squared error of 0.76 of its reader's to 0.62.
 
-    Args:
-        blocks: Of the T5, from :func:`btr.train.warm_start.t5_from_bert`, perhaps distilled.
-        reader: The extractive reader.
-        raw: The BERT that it was trained from.
-    """
-    before = [layer for layer in raw.encoder.layer if isinstance(layer, BertLayer)]
-    for block, new, old in zip(blocks, bert_layers(reader.model), before, strict=True):
-        heads = self_attention(block).SelfAttention
-        mine, theirs = new.attention, old.attention
-        scale = 1 / math.sqrt(heads.key_value_proj_dim)
-        heads.q.weight += scale * (mine.self.query.weight - theirs.self.query.weight)
-        heads.k.weight += mine.self.key.weight - theirs.self.key.weight
-        heads.v.weight += mine.self.value.weight - theirs.self.value.weight
-        heads.o.weight += mine.output.dense.weight - theirs.output.dense.weight
-        dense = cast("T5DenseActDense", cast("T5LayerFF", block.layer[-1]).DenseReluDense)
-        kept = kept_neurons(old, dense.wi.out_features)
-        inner = new.intermediate.dense.weight - old.intermediate.dense.weight
-        outer = new.output.dense.weight - old.output.dense.weight
-        dense.wi.weight += inner[kept]
-        dense.wo.weight += outer[:, kept]
+def dev_figures(loss: nn.Module, plan: Sequence[Any]) -> dict[str, float]:
+    """The parts of a loss, the mean over batches; ``score`` is the negative of their sum."""
+    sums: dict[str, float] = {}
+    with torch.no_grad():
+        for batch in plan:
+            for name, value in loss(batch).items():
+                sums[name] = sums.get(name, 0.0) + float(value) / len(plan)
+    return {**sums, "score": -sum(sums.values())}
 
 
 def as_batch(view: PaddedView) -> FidBatch:
@@ -113,17 +97,23 @@ class ReaderDistillation(StageLoss):
         teacher: The extractive reader, not split.
         settings: Of the run.
         query_budget: Where passages begin.
+        views: What the linear views of the layers' states are at first.
     """
 
     network: SplitT5
 
     def __init__(
-        self, network: SplitT5, teacher: SplitBert, settings: StageSettings, query_budget: int
+        self,
+        network: SplitT5,
+        teacher: SplitBert,
+        settings: StageSettings,
+        query_budget: int,
+        views: Sequence[nn.Linear],
     ) -> None:
         width = int(network.model.config.d_model)
         super().__init__(network, settings, teacher, width)
         self.run = TrainingPass(network, query_budget)
-        self.views = linear_views(len(network.blocks), width)
+        self.views = nn.ModuleList(views)
         self.token = nn.Linear(width, width)
         nn.init.zeros_(self.token.bias)
 
@@ -212,44 +202,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="+", help="FILE or FILE=SHARE of questions with passages")
     parser.add_argument("-o", "--reader", type=Path, required=True, help="folder to make")
-    parser.add_argument("--from", dest="start", type=Path, required=True, help="the T5")
     parser.add_argument("--teacher", type=Path, required=True, help="the extractive reader")
-    parser.add_argument("--base", default="minilm-encoder", help="what both were made from")
+    parser.add_argument("--base", default="minilm-encoder", help="the BERT that it was made from")
+    parser.add_argument("--decoder-layers", type=int, default=2)
+    parser.add_argument("--inner", type=int, default=1216, help="width of feed-forward layers")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=0, help="0 for whole epochs")
-    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--lr", type=float, default=1e-3, help="relative to a matrix's size")
     parser.add_argument("--token-budget", type=int, default=6000)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--query-budget", type=int, default=48)
     parser.add_argument("--passage-budget", type=int, default=208)
     parser.add_argument("--answer-budget", type=int, default=24)
     given = parser.parse_args()
     torch.manual_seed(1)
-    network, tokenizer, found = load_network(given.start)
-    config = replace(found, query_budget=given.query_budget, passage_budget=given.passage_budget,
-                     answer_budget=given.answer_budget)  # fmt: skip
+    config = T5ReaderConfig(
+        word_embeddings=given.base, query_budget=given.query_budget,
+        passage_budget=given.passage_budget, answer_budget=given.answer_budget,
+    )  # fmt: skip
+    folder = Path(resolve(given.base))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.eos_token = tokenizer.sep_token
     teacher, _, taught = load_bert(given.teacher)
     with quiet_transformers():
-        raw = BertModel.from_pretrained(resolve(given.base), add_pooling_layer=False)
-    move_weights(network.blocks, teacher, raw)
+        raw = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    model = t5_from_bert(raw, decoder_layers=given.decoder_layers, inner=given.inner,
+                         end_token=tokenizer.sep_token_id)  # fmt: skip
+    network = SplitT5(model, 0)
     network.requires_grad_(True)
     network.model.shared.requires_grad_(False)
     network.model.decoder.requires_grad_(False)
     text = FidText(tokenizer, config.query_template, config.passage_template,
                    special_token(network.model, "eos_token_id"))  # fmt: skip
-    text.check_query_budget(config.query_budget, str(given.start))
+    text.check_query_budget(config.query_budget, given.base)
     sources = tuple(parse_source(source) for source in given.data)
     rejects = Rejects()
     pairs = PairTokenizer(tokenizer, text, config, taught.query_budget)
     train, dev = read_pairs(DataSettings(sources), pairs, rejects)
     print(f"{len(train)} pairs; {rejects}", flush=True)
-    settings = StageSettings("reader", LoopSettings(given.epochs, given.lr, given.steps),
-                             given.token_budget, dropout=0.0)  # fmt: skip
-    loss = ReaderDistillation(network, teacher, settings, config.query_budget)
+    rates = LoopSettings(given.epochs, given.lr, given.steps, relative=True)
+    settings = StageSettings(
+        "reader", rates, given.token_budget, dropout=0.0, precision=given.precision
+    )
+    some = train[:: -(-len(train) // FITTED)]
+    views = fit_encoder(model, copy.deepcopy(teacher).float(), some, config.query_budget, print)
+    loss = ReaderDistillation(network, teacher, settings, config.query_budget, views)
     plan = partial(pair_batches, seed=1, token_budget=given.token_budget)
 
     def save(to: Path, exact: nn.Module) -> None:
         assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
-        some = train[:: -(-len(train) // FITTED)]
         seen = what_is_seen(exact, copy.deepcopy(teacher).cpu().float(), some, config.query_budget)
         begin_with_copying(exact.model, *seen)
         save_checkpoint(to, exact, tokenizer, config)
@@ -260,7 +261,7 @@ def main() -> None:
         plan=lambda epoch: plan(train, epoch=epoch),
         evaluate=lambda: dev_figures(loss, plan(dev, epoch=0)),
         save=save,
-        places=Places(given.start, given.reader / "plain", given.reader / "training" / "distil"),
+        places=Places(given.teacher, given.reader / "plain", given.reader / "training" / "distil"),
         recorded={"data": given.data, "teacher": str(given.teacher)},
         accelerator=Accelerator(),
     )

@@ -198,8 +198,9 @@ def run_stage(
     def make_optimizer(total: int) -> MasterAdamW:
         rates = settings.loop
         return MasterAdamW(
-            named, lr=rates.lr, weight_decay=rates.weight_decay, warmup=rates.warmup, total=total
-        )
+            named, lr=rates.lr, weight_decay=rates.weight_decay, warmup=rates.warmup, total=total,
+            relative=rates.relative,
+        )  # fmt: skip
 
     def keep() -> None:
         # The masters, not their 16-bit shadows: half of the precision would be lost otherwise, and

@@ -1,10 +1,9 @@
-"""A T5 made from a BERT: shapes, copied weights, and states that distillation brings closer."""
+"""A T5 made from a BERT: shapes, copied weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import BertModel
@@ -13,11 +12,7 @@ from btr.models import resolve
 from btr.readers.bert_text import load_tokenizer
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_network import SplitT5
-from btr.train.loop import LoopSettings
-from btr.train.optimizer import MasterAdamW
-from btr.train.pretrain import Window
-from btr.train.stage import StageSettings
-from btr.train.warm_start import StateDistillation, _bert_states, t5_from_bert
+from btr.train.t5_from_bert import t5_from_bert
 from tiny_readers import tiny_model
 
 
@@ -32,12 +27,12 @@ def test_matrices_are_the_berts(bert):
     assert model.config.num_layers == bert.config.num_hidden_layers
     assert torch.equal(model.shared.weight, bert.embeddings.word_embeddings.weight)
     assert model.lm_head.weight is model.shared.weight
-    keys = bert.encoder.layer[1].attention.self.key.weight
-    assert torch.equal(model.encoder.block[1].layer[0].SelfAttention.k.weight, keys)
+    keys = bert.encoder.layer[-2].attention.self.key.weight
+    assert torch.equal(model.decoder.block[0].layer[0].SelfAttention.k.weight, keys)
     last = bert.encoder.layer[-1].attention.self.value.weight
     assert torch.equal(model.decoder.block[1].layer[1].EncDecAttention.v.weight, last)
-    kept = model.encoder.block[0].layer[1].DenseReluDense.wi.weight
-    all_of_them = bert.encoder.layer[0].intermediate.dense.weight
+    kept = model.decoder.block[0].layer[2].DenseReluDense.wi.weight
+    all_of_them = bert.encoder.layer[-2].intermediate.dense.weight
     assert kept.shape[0] == inner
     assert all(any(torch.equal(row, other) for other in all_of_them) for row in kept)
 
@@ -48,37 +43,6 @@ def test_a_token_can_stand_out(bert):
     with torch.no_grad():
         logits = model(input_ids=ids, decoder_input_ids=ids).logits
     assert 0.5 < float(logits.std(-1).mean()) < 2
-
-
-def test_the_teachers_states_are_those_of_the_text_alone(bert):
-    ids = torch.tensor([[7, 8, 9, 10], [11, 12, 0, 0]])
-    mask = ids > 0
-    with torch.no_grad():
-        states = _bert_states(bert, ids, mask, (2, 3))
-        wanted = bert(torch.tensor([[2, 11, 12, 3]]), output_hidden_states=True).hidden_states
-    assert len(states) == bert.config.num_hidden_layers
-    torch.testing.assert_close(states[-1][1, :2], wanted[-1][0, 1:3], rtol=1e-4, atol=1e-5)
-
-
-def test_distillation_brings_the_states_closer(bert):
-    network = SplitT5(
-        t5_from_bert(bert, decoder_layers=1, inner=16, end_token=3), 0
-    ).requires_grad_(True)
-    network.model.shared.requires_grad_(False)
-    random = np.random.default_rng(0)
-    windows = [random.integers(5, 40, n).astype(np.int32) for n in (12, 20, 9, 15)]
-    settings = StageSettings("reader", LoopSettings(1, 1e-2), dropout=0.0)
-    loss = StateDistillation(network, bert, windows, settings, 2, 3)
-    named = [(n, p) for n, p in loss.named_parameters() if p.requires_grad]
-    optimizer = MasterAdamW(named, lr=1e-2, weight_decay=0, warmup=1, total=40)
-    totals = []
-    for step in range(40):
-        parts = loss([Window(i, 0) for i in range(4)])
-        total = torch.stack(list(parts.values())).sum()
-        total.backward()
-        optimizer.step(step)
-        totals.append(total.item())
-    assert totals[-1] < 0.6 * totals[0]
 
 
 def test_packaged_embeddings_are_not_saved_again(tmp_path):

@@ -1,0 +1,367 @@
+"""A T5 encoder that sees what a BERT reader sees, worked out layer by layer by least squares.
+
+A BERT norms behind its residual and learns positions; a T5 norms before, knows distances alone, and
+has no biases. Copied weights therefore give other states, and training has to find everything anew.
+Here each matrix of the T5 is solved for in turn: from what it gets, the T5's own states so far, to
+what the BERT's matrix gives for the same token. What the layers before got wrong is part of that,
+and made up for as far as it goes.
+
+``d`` width, ``H`` heads, ``T`` tokens of a pair as the BERT sees it, ``S`` as the T5 does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import T5ForConditionalGeneration
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseActDense, T5LayerFF
+
+from btr.readers import bert_layers
+from btr.readers.bert_network import SplitBert
+from btr.readers.t5_layers import self_attention
+from btr.train import fid_pass
+from btr.train.aligned_pairs import AlignedPair, counterparts, pad_pairs
+from btr.train.t5_from_bert import kept_neurons
+
+BATCH = 25
+"""Pairs computed together."""
+
+RIDGE = 1e-3
+"""Added to the mean square of a solution's inputs: few tokens must not decide a direction."""
+
+
+class LeastSquares:
+    """The linear map that comes nearest, from sums over batches."""
+
+    def __init__(self) -> None:
+        self._squares: Tensor | None = None
+        self._products: Tensor | None = None
+
+    def add(self, given: Tensor, wanted: Tensor) -> None:
+        """Take in ``[n, a]`` inputs and ``[n, b]`` outputs."""
+        squares, products = (given.T @ x for x in (given, wanted))
+        if self._squares is None or self._products is None:
+            self._squares, self._products = squares.double(), products.double()
+        else:
+            self._squares += squares
+            self._products += products
+
+    def solve(self, ridge: float = RIDGE) -> Tensor:
+        """The map, float32 ``[a, b]``."""
+        assert self._squares is not None  # noqa: S101 -- something was added
+        assert self._products is not None  # noqa: S101
+        even = ridge * self._squares.diagonal().mean()
+        eye = torch.eye(len(self._squares), dtype=torch.float64)
+        found: Tensor = torch.linalg.solve(self._squares + even * eye, self._products)
+        return found.float()
+
+
+@dataclass(eq=False)
+class _Pairs:
+    """A batch in the midst of both networks.
+
+    Attributes:
+        mask: ``[B, S]`` bool, real tokens of the T5.
+        place: ``[B, S]`` int64, each one's counterpart in the BERT's sequence.
+        bucket: ``[S, S]`` int64, of T5's distances.
+        theirs: ``[B, T, d]`` the BERT's states.
+        attend: The BERT's attention.
+        hidden: ``[B, S, d]`` the T5's residual stream.
+        ideal: ``[B, S, d]`` what that should be: the BERT's states before their norm, by the linear
+            map that the layers before have come to.
+    """
+
+    mask: Tensor
+    place: Tensor
+    bucket: Tensor
+    theirs: Tensor
+    attend: bert_layers.PaddedAttention
+    hidden: Tensor
+    ideal: Tensor
+
+    def at(self, states: Tensor) -> Tensor:
+        """States of the BERT's ``[B, T, ...]`` for the T5's real tokens ``[n, ...]``."""
+        rows = torch.arange(len(states))[:, None]
+        return states[rows, self.place][self.mask]
+
+    def put(self, states: Tensor) -> Tensor:
+        """The inverse of a choice of real tokens: ``[n, d]`` to ``[B, S, d]``, 0 elsewhere."""
+        whole = states.new_zeros(*self.mask.shape, states.shape[-1])
+        whole[self.mask] = states
+        return whole
+
+
+@torch.no_grad()
+def fit_encoder(
+    model: T5ForConditionalGeneration,
+    teacher: SplitBert,
+    pairs: Sequence[AlignedPair],
+    query_budget: int,
+    note: Callable[[str], None] = lambda _: None,
+) -> list[nn.Linear]:
+    """Make a T5's encoder see what an extractive reader sees.
+
+    A T5 has one bias a head for the distance of two tokens, in all its layers. So each layer of the
+    BERT is first fitted with biases of its own, then its heads are put into an order in which
+    those of one number want similar ones in all layers, and all is fitted again with their mean.
+
+    Args:
+        model: With layers, heads and width of the teacher, and its word embeddings; its encoder is
+            overwritten, but for them.
+        teacher: The reader, not split.
+        pairs: What to look at: some hundred, of all lengths.
+        query_budget: Where the T5's passages begin.
+        note: Called with a line a layer.
+
+    Returns:
+        For every layer the map from the T5's states, normed, to the reader's: ``[d]`` to ``[d]``.
+    """
+    blocks = [block for block in model.encoder.block if isinstance(block, T5Block)]
+    ordered = sorted(pairs, key=lambda pair: len(pair.t5.passage))
+    batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
+    owner = self_attention(blocks[0]).SelfAttention
+    heads = owner.n_heads
+    for block in blocks:
+        self_attention(block).layer_norm.weight.fill_(1)
+        cast("T5LayerFF", block.layer[-1]).layer_norm.weight.fill_(1)
+    model.encoder.final_layer_norm.weight.fill_(1)
+
+    as_it_is = [torch.arange(heads)] * len(blocks)
+    few = [_begin(model, teacher, batch, query_budget) for batch in batches[::3]]
+    wanted, often, _ = _fit_layers(blocks, teacher, few, as_it_is, None, note)
+    orders, shared = shared_biases(torch.stack(wanted), often)
+    owner.relative_attention_bias.weight.copy_(shared.T)
+    every = [_begin(model, teacher, batch, query_budget) for batch in batches]
+    return _fit_layers(blocks, teacher, every, orders, shared, note)[2]
+
+
+def shared_biases(wanted: Tensor, often: Tensor) -> tuple[list[Tensor], Tensor]:
+    """One bias a head for all layers.
+
+    Args:
+        wanted: ``[L, H, buckets]`` what each layer's heads would have.
+        often: ``[buckets]`` how often each distance occurs.
+
+    Returns:
+        For every layer ``[H]`` which of its heads comes where; ``[H, buckets]`` the biases.
+    """
+    share = often.sqrt() / often.sqrt().sum()
+    wanted = wanted - (wanted * share).sum(-1, keepdim=True)
+    orders = [torch.arange(wanted.shape[1]) for _ in wanted]
+    # From the layer with the largest ones; the mean then moves to all.
+    shared = wanted[int((wanted.square() * share).sum((1, 2)).argmax())]
+    for _ in range(10):
+        for layer, mine in enumerate(wanted):
+            cost = ((shared[:, None] - mine[None]).square() * share).sum(-1)
+            orders[layer] = _assigned(cost)
+        shared = torch.stack([w[o] for w, o in zip(wanted, orders, strict=True)]).mean(0)
+    return orders, shared
+
+
+def _assigned(cost: Tensor) -> Tensor:
+    """Which column each row gets, so that no exchange of two makes the sum of costs smaller."""
+    chosen = list(range(len(cost)))
+    table = cost.tolist()
+    better = True
+    while better:
+        better = False
+        for i in range(len(chosen)):
+            for j in range(i):
+                a, b = chosen[i], chosen[j]
+                if table[i][b] + table[j][a] < table[i][a] + table[j][b] - 1e-9:
+                    chosen[i], chosen[j], better = b, a, True
+    return torch.tensor(chosen)
+
+
+def _begin(
+    model: T5ForConditionalGeneration,
+    teacher: SplitBert,
+    pairs: Sequence[AlignedPair],
+    query_budget: int,
+) -> _Pairs:
+    """A batch before the first layer of both."""
+    batch = pad_pairs(pairs, torch.device("cpu"))
+    theirs, mine = batch.bert, batch.t5
+    ids = torch.cat([mine.query_ids, mine.passage_ids], 1)
+    mask = torch.cat([mine.query_mask, mine.passage_mask], 1)
+    place = torch.zeros_like(ids)
+    for row, pair in enumerate(pairs):
+        place[row, mask[row]] = torch.from_numpy(counterparts(pair, theirs.query_ids.shape[1]))
+    at = torch.cat([torch.arange(mine.query_ids.shape[1]),
+                    query_budget + torch.arange(mine.passage_ids.shape[1])])  # fmt: skip
+    owner = self_attention(cast("T5Block", model.encoder.block[0])).SelfAttention
+    bucket = T5Attention._relative_position_bucket(  # type: ignore[no-untyped-call]
+        at[None, :] - at[:, None], num_buckets=owner.relative_attention_num_buckets,
+        max_distance=owner.relative_attention_max_distance,
+    )  # fmt: skip
+    query = teacher.encode_query(theirs.query_ids, theirs.query_mask)
+    passage = teacher.encode_passage(theirs.passage_ids, theirs.passage_mask)
+    states = torch.cat([query, passage], 1)
+    seen = torch.cat([theirs.query_mask, theirs.passage_mask], 1)
+    hidden: Tensor = model.shared(ids)
+    attend = bert_layers.PaddedAttention(seen, teacher.heads, states.dtype)
+    return _Pairs(mask, place, bucket, states, attend, hidden, hidden)
+
+
+def _fit_layers(
+    blocks: Sequence[T5Block],
+    teacher: SplitBert,
+    batches: Sequence[_Pairs],
+    orders: Sequence[Tensor],
+    bias: Tensor | None,
+    note: Callable[[str], None],
+) -> tuple[list[Tensor], Tensor, list[nn.Linear]]:
+    """Fit all layers; without a bias each with its own.
+
+    Returns:
+        For every layer ``[H, buckets]`` its own bias; ``[buckets]`` how often each distance
+        occurred; the map of every layer's states to the teacher's.
+    """
+    wanted, views = [], []
+    often = torch.zeros(0)
+    layers = [layer for layer in teacher.joint if isinstance(layer, BertLayer)]
+    for number, (block, layer, order) in enumerate(zip(blocks, layers, orders, strict=True)):
+        own, often = _fit_attention(block, layer, batches, order, bias)
+        _fit_feed_forward(block, layer, batches)
+        view = _fit_view(batches)
+        wanted.append(own)
+        views.append(view)
+        off, size = 0.0, 0.0
+        for batch in batches:
+            target = batch.at(batch.theirs)
+            off += float((view(_normed(batch)) - target).square().sum())
+            size += float(target.square().sum())
+        note(f"layer {number + 1}: relative squared error {off / size:.3f}")
+    return wanted, often, views
+
+
+def _fit_attention(
+    block: T5Block,
+    layer: BertLayer,
+    batches: Sequence[_Pairs],
+    order: Tensor,
+    shared: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Fit a layer's attention; the first two results of :func:`_fit_layers`, of one layer."""
+    heads, part = self_attention(block).SelfAttention, layer.attention
+    count, width = heads.n_heads, heads.key_value_proj_dim
+    columns = (order[:, None] * width + torch.arange(width)).flatten()
+    scale = 1 / math.sqrt(width)  # T5 does not divide its logits
+    for linear, own, factor in (
+        (heads.q, part.self.query, scale),
+        (heads.k, part.self.key, 1),
+        (heads.v, part.self.value, 1),
+    ):
+        fit = LeastSquares()
+        for batch in batches:
+            fit.add(_normed(batch), factor * batch.at(own(batch.theirs))[:, columns])
+        linear.weight.copy_(fit.solve().T)
+
+    buckets = heads.relative_attention_num_buckets
+    sums, often = torch.zeros(count, buckets), torch.zeros(buckets)
+    for batch in batches:
+        normed = batch.put(_normed(batch))
+        mine = _logits(heads.q(normed), heads.k(normed), count)
+        theirs = _logits(scale * part.self.query(batch.theirs), part.self.key(batch.theirs), count)
+        rows = torch.arange(len(mine))[:, None, None]
+        theirs = theirs.permute(0, 2, 3, 1)[rows, batch.place[:, :, None], batch.place[:, None]]
+        real = batch.mask[:, :, None] & batch.mask[:, None]
+        missing = theirs[..., order] - mine.permute(0, 2, 3, 1)
+        # What a token looks at does not change with what is added to all its logits.
+        mean = (missing * real[..., None]).sum(2, keepdim=True)
+        missing = missing - mean / real.sum(2)[..., None, None].clamp(min=1)
+        where = batch.bucket.expand_as(real)[real]
+        sums.index_add_(1, where, missing[real].T)
+        often.index_add_(0, where, torch.ones(len(where)))
+    own_bias = sums / often.clamp(min=1)
+
+    used = own_bias if shared is None else shared
+    contexts, added = [], []
+    for batch in batches:
+        normed = batch.put(_normed(batch))
+        between = functional.embedding(batch.bucket, used.T.contiguous()).permute(2, 0, 1)
+        attend = fid_pass.PaddedAttention(between, batch.mask, written_out=True)
+        contexts.append(attend(heads.q(normed), heads.k(normed), heads.v(normed))[batch.mask])
+        x = batch.theirs
+        theirs = batch.attend(part.self.query(x), part.self.key(x), part.self.value(x))
+        added.append(part.output.dense(theirs))
+        batch.attend.probabilities = None
+    heads.o.weight.copy_(_add(batches, contexts, added, RIDGE).T)
+    for batch, more in zip(batches, added, strict=True):
+        batch.theirs = part.output.LayerNorm(batch.theirs + more)
+    return own_bias, often
+
+
+def _fit_feed_forward(block: T5Block, layer: BertLayer, batches: Sequence[_Pairs]) -> None:
+    dense = cast("T5DenseActDense", cast("T5LayerFF", block.layer[-1]).DenseReluDense)
+    kept = kept_neurons(layer, dense.wi.out_features)
+    fit = LeastSquares()
+    for batch in batches:
+        fit.add(_normed(batch), batch.at(layer.intermediate.dense(batch.theirs))[:, kept])
+    dense.wi.weight.copy_(fit.solve().T)
+    inner = [dense.act(dense.wi(_normed(batch))) for batch in batches]
+    added = [layer.output.dense(layer.intermediate(batch.theirs)) for batch in batches]
+    dense.wo.weight.copy_(_add(batches, inner, added, RIDGE / 10).T)
+    for batch, more in zip(batches, added, strict=True):
+        batch.theirs = layer.output.LayerNorm(batch.theirs + more)
+
+
+def _add(
+    batches: Sequence[_Pairs], made: Sequence[Tensor], added: Sequence[Tensor], ridge: float
+) -> Tensor:
+    """Let the T5's stream take in what a part of a layer has made, as the BERT's states do.
+
+    Args:
+        batches: Their streams move on.
+        made: ``[n, a]`` of the T5, of every batch.
+        added: ``[B, T, d]`` what the BERT adds to its states.
+        ridge: Of the solution.
+
+    Returns:
+        ``[a, d]`` the map of what was made into the stream.
+    """
+    stream, fit = LeastSquares(), LeastSquares()
+    for batch in batches:
+        stream.add(_affine(batch.at(batch.theirs)), batch.ideal[batch.mask])
+    into = stream.solve(RIDGE / 10)
+    for batch, mine, theirs in zip(batches, made, added, strict=True):
+        batch.ideal = batch.put(_affine(batch.at(batch.theirs + theirs)) @ into)
+        fit.add(mine, (batch.ideal - batch.hidden)[batch.mask])
+    found = fit.solve(ridge)
+    for batch, mine in zip(batches, made, strict=True):
+        batch.hidden = batch.hidden + batch.put(mine @ found)
+    return found
+
+
+def _fit_view(batches: Sequence[_Pairs]) -> nn.Linear:
+    fit = LeastSquares()
+    for batch in batches:
+        fit.add(_affine(_normed(batch)), batch.at(batch.theirs))
+    found = fit.solve(RIDGE / 10)
+    view = nn.Linear(*found[:-1].shape)
+    view.weight.copy_(found[:-1].T)
+    view.bias.copy_(found[-1])
+    return view
+
+
+def _normed(batch: _Pairs) -> Tensor:
+    """Real tokens of the stream as a T5's norm with weights of 1 gives them, ``[n, d]``."""
+    hidden = batch.hidden[batch.mask]
+    return functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6)
+
+
+def _affine(states: Tensor) -> Tensor:
+    return torch.cat([states, torch.ones_like(states[..., :1])], -1)
+
+
+def _logits(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    q, k = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys))
+    logits: Tensor = q @ k.transpose(2, 3)
+    return logits
