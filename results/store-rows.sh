@@ -50,7 +50,7 @@ files=("$@")
 row none
 row lossless --ratio 0 --keep-stop-words --lossless
 row stop-words --ratio 0
-row default
+row default --ratio 0.2
 row ratio-26 --ratio 0.26
 row ratio-20-lossless --ratio 0.2 --lossless
 row ratio-30-lossless --ratio 0.3 --lossless

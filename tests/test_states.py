@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -92,6 +94,15 @@ def test_the_answers_are_the_same(stores: tuple[Path, Path]) -> None:
         assert [i for i, state in enumerate(held) if state] == [0, 3, 4, 11, 17, 20, 28, 29]
         with pytest.raises(InputError, match="no state"):
             other.states([1])
+
+
+def test_a_program_that_ends_without_closing_ends_quietly(stores: tuple[Path, Path]) -> None:
+    program = "import sys, btr; answerer = btr.Answerer.open(sys.argv[1]); answerer.ask('who?')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, stores[0]], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
 
 
 def test_states_are_made_in_the_dtype_of_the_store(stores: tuple[Path, Path]) -> None:

@@ -39,6 +39,8 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         self._fd: int | None = None
+        # Kept, as a lease may outlast its modules when the interpreter ends.
+        self._close = files.ops.close
         while True:
             file = path / manifest_name(current_generation(path))
             try:
@@ -68,7 +70,7 @@ class Lease:
         """Let go; safe to call twice."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            files.ops.close(fd)
+            self._close(fd)
 
     def __del__(self) -> None:
         self.release()
