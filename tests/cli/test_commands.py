@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from btr.machine import default_dtype
 from cli_lines import one_line
 from tiny_readers import make_reader
 
@@ -203,10 +204,11 @@ def test_eval_goes_on_and_says_what_is_kept(
     # Nothing that another reader, mode or option made is gone on from, and it stays as it is.
     went_on = answers.read_bytes()
     make_reader(tmp_path / "other" / "btr", tokenizer, "btr", 2, seed=1)
+    other_dtype = "fp32" if default_dtype() == "bf16" else "bf16"
     for flags, message in (
         (("--mode", "decomposed"), "another mode than the run has that is to go on"),
         (("--passages", "1"), "another passages"),
-        (("--reader", tiny / "btr", "--dtype", "fp32"), "another dtype"),
+        (("--reader", tiny / "btr", "--dtype", other_dtype), "another dtype"),
         (("--reader", tmp_path / "other"), "another reader sha256"),
     ):
         found, _, err = run(*words, *flags, "--predictions", answers, "--resume")
