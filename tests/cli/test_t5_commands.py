@@ -203,10 +203,7 @@ def test_ablation_refuses_what_it_would_ignore(run: Run, reader: Path, questions
     assert (status, "add --ablation" in one_line(err)) == (2, True)
 
 
-def test_sweep_tries_ratios(
-    run: Run, reader: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")  # a folder's name may be long, and is not to be wrapped
+def test_sweep_tries_ratios(run: Run, reader: Path, questions: Path, tmp_path: Path) -> None:
     status, out, err = run(
         "sweep", "--reader", reader, "--data", questions, "-o", tmp_path / "s", "--passages", "1,4",
         "--intra", "0,0.2", "--cross", "0,0.3", "--modes", "plain,btr", "--dtype", "fp32",

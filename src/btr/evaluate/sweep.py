@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 from btr.data.questions import Question
@@ -43,9 +44,9 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """For tables and plots."""
+        """For tables and plots: a folder's name without the way to it, which would fill a line."""
         merged = f", merging {self.intra:g}/{self.cross:g}" if self.intra or self.cross else ""
-        return f"{self.reader} {self.mode}, {self.passages} passages{merged}"
+        return f"{Path(self.reader).name} {self.mode}, {self.passages} passages{merged}"
 
 
 @dataclass(frozen=True, slots=True)
