@@ -46,7 +46,8 @@ class Setting:
     def label(self) -> str:
         """For tables and plots: a folder's name without the way to it, which would fill a line."""
         merged = f", merging {self.intra:g}/{self.cross:g}" if self.intra or self.cross else ""
-        return f"{Path(self.reader).name} {self.mode}, {self.passages} passages{merged}"
+        name = Path(self.reader).name or self.reader  # "." has no name
+        return f"{name} {self.mode}, {self.passages} passages{merged}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,10 @@ def _verify(
     path: Path, manifest: Manifest, progress: Callable[[int, int], None] | None
 ) -> VerifyReport:
     manifest_bytes = len(manifest.encode())
-    done, total = manifest_bytes, manifest_bytes + sum(entry.bytes for entry in manifest.files)
+    named = manifest.files
+    done, total = manifest_bytes, manifest_bytes + sum(entry.bytes for entry in named)
     damage: list[BtrError] = list(check_files(path, manifest))
-    for entry in manifest.files:
+    for entry in named:
         file = path / entry.name
         digest = files.new_digest()
         try:
@@ -94,7 +95,7 @@ def _verify(
             damage.append(CorruptError("a file's content is not what was written", where=str(file),
                                        expected=f"digest {entry.sha256}",
                                        found=digest.hexdigest()))  # fmt: skip
-    sizes = {entry.name: entry.bytes for entry in manifest.files}
+    sizes = {entry.name: entry.bytes for entry in named}
     if manifest.removed:
         name = removed_name(manifest.generation)
         try:

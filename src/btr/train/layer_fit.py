@@ -21,11 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5ForConditionalGeneration
 from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseActDense, T5LayerFF
+from transformers.models.t5.modeling_t5 import (
+    T5Attention,
+    T5Block,
+    T5DenseActDense,
+    T5LayerFF,
+    T5LayerNorm,
+)
 
 from btr.readers import bert_layers
 from btr.readers.bert_network import SplitBert
-from btr.readers.t5_layers import self_attention
+from btr.readers.t5_layers import rms_norm, self_attention
 from btr.train import fid_pass
 from btr.train.aligned_pairs import AlignedPair, counterparts, pad_pairs
 from btr.train.t5_from_bert import kept_neurons
@@ -41,22 +47,15 @@ class LeastSquares:
     """The linear map that comes nearest, from sums over batches."""
 
     def __init__(self) -> None:
-        self._squares: Tensor | None = None
-        self._products: Tensor | None = None
+        self._squares = self._products = torch.zeros((), dtype=torch.float64)
 
     def add(self, given: Tensor, wanted: Tensor) -> None:
         """Take in ``[n, a]`` inputs and ``[n, b]`` outputs."""
-        squares, products = (given.T @ x for x in (given, wanted))
-        if self._squares is None or self._products is None:
-            self._squares, self._products = squares.double(), products.double()
-        else:
-            self._squares += squares
-            self._products += products
+        self._squares = self._squares + (given.T @ given).double()
+        self._products = self._products + (given.T @ wanted).double()
 
     def solve(self, ridge: float = RIDGE) -> Tensor:
         """The map, float32 ``[a, b]``."""
-        assert self._squares is not None  # noqa: S101 -- something was added
-        assert self._products is not None  # noqa: S101
         even = ridge * self._squares.diagonal().mean()
         eye = torch.eye(len(self._squares), dtype=torch.float64)
         found: Tensor = torch.linalg.solve(self._squares + even * eye, self._products)
@@ -85,6 +84,16 @@ class _Pairs:
     attend: bert_layers.PaddedAttention
     hidden: Tensor
     ideal: Tensor
+
+    @property
+    def pairs(self) -> Tensor:
+        """``[B, S, S]`` bool, pairs of real tokens."""
+        return self.mask[:, :, None] & self.mask[:, None]
+
+    @property
+    def distances(self) -> Tensor:
+        """int64 ``[n]``, the bucket of each of :attr:`pairs`."""
+        return self.bucket.expand(len(self.mask), -1, -1)[self.pairs]
 
     def at(self, states: Tensor) -> Tensor:
         """States of the BERT's ``[B, T, ...]`` for the T5's real tokens ``[n, ...]``."""
@@ -135,11 +144,12 @@ def fit_encoder(
 
     as_it_is = [torch.arange(heads)] * len(blocks)
     few = [_begin(model, teacher, batch, query_budget) for batch in batches[::3]]
-    wanted, often, _ = _fit_layers(blocks, teacher, few, as_it_is, None, note)
+    wanted, _ = _fit_layers(model, teacher, few, as_it_is, None, note)
+    often = _occurrences(few, owner.relative_attention_num_buckets)
     orders, shared = shared_biases(torch.stack(wanted), often)
     owner.relative_attention_bias.weight.copy_(shared.T)
     every = [_begin(model, teacher, batch, query_budget) for batch in batches]
-    return _fit_layers(blocks, teacher, every, orders, shared, note)[2]
+    return _fit_layers(model, teacher, every, orders, shared, note)[1]
 
 
 def shared_biases(wanted: Tensor, often: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -211,35 +221,35 @@ def _begin(
 
 
 def _fit_layers(
-    blocks: Sequence[T5Block],
+    model: T5ForConditionalGeneration,
     teacher: SplitBert,
     batches: Sequence[_Pairs],
     orders: Sequence[Tensor],
     bias: Tensor | None,
     note: Callable[[str], None],
-) -> tuple[list[Tensor], Tensor, list[nn.Linear]]:
+) -> tuple[list[Tensor], list[nn.Linear]]:
     """Fit all layers; without a bias each with its own.
 
     Returns:
-        For every layer ``[H, buckets]`` its own bias; ``[buckets]`` how often each distance
-        occurred; the map of every layer's states to the teacher's.
+        For every layer the bias ``[H, buckets]`` that it was fitted with, and the map of its
+        states to the teacher's.
     """
-    wanted, views = [], []
-    often = torch.zeros(0)
+    used, views = [], []
+    norm = model.encoder.final_layer_norm
+    blocks = [block for block in model.encoder.block if isinstance(block, T5Block)]
     layers = [layer for layer in teacher.joint if isinstance(layer, BertLayer)]
     for number, (block, layer, order) in enumerate(zip(blocks, layers, orders, strict=True)):
-        own, often = _fit_attention(block, layer, batches, order, bias)
+        used.append(_fit_attention(block, layer, batches, order, bias))
         _fit_feed_forward(block, layer, batches)
-        view = _fit_view(batches)
-        wanted.append(own)
+        view = _fit_view(norm, batches)
         views.append(view)
         off, size = 0.0, 0.0
         for batch in batches:
             target = batch.at(batch.theirs)
-            off += float((view(_normed(batch)) - target).square().sum())
+            off += float((view(_normed(norm, batch)) - target).square().sum())
             size += float(target.square().sum())
         note(f"layer {number + 1}: relative squared error {off / size:.3f}")
-    return wanted, often, views
+    return used, views
 
 
 def _fit_attention(
@@ -248,44 +258,27 @@ def _fit_attention(
     batches: Sequence[_Pairs],
     order: Tensor,
     shared: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Fit a layer's attention; the first two results of :func:`_fit_layers`, of one layer."""
-    heads, part = self_attention(block).SelfAttention, layer.attention
-    count, width = heads.n_heads, heads.key_value_proj_dim
+) -> Tensor:
+    """Fit a layer's attention; the bias ``[H, buckets]`` that it was fitted with."""
+    norm, heads = self_attention(block).layer_norm, self_attention(block).SelfAttention
+    part = layer.attention
+    width = heads.key_value_proj_dim
     columns = (order[:, None] * width + torch.arange(width)).flatten()
     scale = 1 / math.sqrt(width)  # T5 does not divide its logits
-    for linear, own, factor in (
-        (heads.q, part.self.query, scale),
-        (heads.k, part.self.key, 1),
-        (heads.v, part.self.value, 1),
-    ):
-        fit = LeastSquares()
-        for batch in batches:
-            fit.add(_normed(batch), factor * batch.at(own(batch.theirs))[:, columns])
-        linear.weight.copy_(fit.solve().T)
-
-    buckets = heads.relative_attention_num_buckets
-    sums, often = torch.zeros(count, buckets), torch.zeros(buckets)
+    fit = LeastSquares()
     for batch in batches:
-        normed = batch.put(_normed(batch))
-        mine = _logits(heads.q(normed), heads.k(normed), count)
-        theirs = _logits(scale * part.self.query(batch.theirs), part.self.key(batch.theirs), count)
-        rows = torch.arange(len(mine))[:, None, None]
-        theirs = theirs.permute(0, 2, 3, 1)[rows, batch.place[:, :, None], batch.place[:, None]]
-        real = batch.mask[:, :, None] & batch.mask[:, None]
-        missing = theirs[..., order] - mine.permute(0, 2, 3, 1)
-        # What a token looks at does not change with what is added to all its logits.
-        mean = (missing * real[..., None]).sum(2, keepdim=True)
-        missing = missing - mean / real.sum(2)[..., None, None].clamp(min=1)
-        where = batch.bucket.expand_as(real)[real]
-        sums.index_add_(1, where, missing[real].T)
-        often.index_add_(0, where, torch.ones(len(where)))
-    own_bias = sums / often.clamp(min=1)
+        x = batch.theirs
+        wanted = (scale * part.self.query(x), part.self.key(x), part.self.value(x))
+        given = _normed(norm, batch)
+        fit.add(given, torch.cat([batch.at(states)[:, columns] for states in wanted], 1))
+    found = fit.solve().T.chunk(3)
+    for linear, weight in zip((heads.q, heads.k, heads.v), found, strict=True):
+        linear.weight.copy_(weight)
 
-    used = own_bias if shared is None else shared
+    used = _own_bias(block, layer, batches) if shared is None else shared
     contexts, added = [], []
     for batch in batches:
-        normed = batch.put(_normed(batch))
+        normed = batch.put(_normed(norm, batch))
         between = functional.embedding(batch.bucket, used.T.contiguous()).permute(2, 0, 1)
         attend = fid_pass.PaddedAttention(between, batch.mask, written_out=True)
         contexts.append(attend(heads.q(normed), heads.k(normed), heads.v(normed))[batch.mask])
@@ -296,17 +289,44 @@ def _fit_attention(
     heads.o.weight.copy_(_add(batches, contexts, added, RIDGE).T)
     for batch, more in zip(batches, added, strict=True):
         batch.theirs = part.output.LayerNorm(batch.theirs + more)
-    return own_bias, often
+    return used
+
+
+def _own_bias(block: T5Block, layer: BertLayer, batches: Sequence[_Pairs]) -> Tensor:
+    """What the BERT's logits have more, by head (in its own order) and distance."""
+    norm, heads = self_attention(block).layer_norm, self_attention(block).SelfAttention
+    part, count = layer.attention, heads.n_heads
+    scale = 1 / math.sqrt(heads.key_value_proj_dim)
+    sums = torch.zeros(count, heads.relative_attention_num_buckets)
+    for batch in batches:
+        normed = batch.put(_normed(norm, batch))
+        mine = _logits(heads.q(normed), heads.k(normed), count)
+        theirs = _logits(scale * part.self.query(batch.theirs), part.self.key(batch.theirs), count)
+        rows = torch.arange(len(mine))[:, None, None]
+        theirs = theirs.permute(0, 2, 3, 1)[rows, batch.place[:, :, None], batch.place[:, None]]
+        missing = theirs - mine.permute(0, 2, 3, 1)
+        # What a token looks at does not change with what is added to all its logits.
+        mean = (missing * batch.pairs[..., None]).sum(2, keepdim=True)
+        missing = missing - mean / batch.pairs.sum(2)[..., None, None].clamp(min=1)
+        sums.index_add_(1, batch.distances, missing[batch.pairs].T)
+    return sums / _occurrences(batches, sums.shape[1]).clamp(min=1)
+
+
+def _occurrences(batches: Sequence[_Pairs], buckets: int) -> Tensor:
+    """How often each distance of two tokens occurs, ``[buckets]``."""
+    counts = [torch.bincount(batch.distances, minlength=buckets) for batch in batches]
+    return torch.stack(counts).sum(0).float()
 
 
 def _fit_feed_forward(block: T5Block, layer: BertLayer, batches: Sequence[_Pairs]) -> None:
-    dense = cast("T5DenseActDense", cast("T5LayerFF", block.layer[-1]).DenseReluDense)
+    feed = cast("T5LayerFF", block.layer[-1])
+    norm, dense = feed.layer_norm, cast("T5DenseActDense", feed.DenseReluDense)
     kept = kept_neurons(layer, dense.wi.out_features)
     fit = LeastSquares()
     for batch in batches:
-        fit.add(_normed(batch), batch.at(layer.intermediate.dense(batch.theirs))[:, kept])
+        fit.add(_normed(norm, batch), batch.at(layer.intermediate.dense(batch.theirs))[:, kept])
     dense.wi.weight.copy_(fit.solve().T)
-    inner = [dense.act(dense.wi(_normed(batch))) for batch in batches]
+    inner = [dense.act(dense.wi(_normed(norm, batch))) for batch in batches]
     added = [layer.output.dense(layer.intermediate(batch.theirs)) for batch in batches]
     dense.wo.weight.copy_(_add(batches, inner, added, RIDGE / 10).T)
     for batch, more in zip(batches, added, strict=True):
@@ -340,10 +360,10 @@ def _add(
     return found
 
 
-def _fit_view(batches: Sequence[_Pairs]) -> nn.Linear:
+def _fit_view(norm: T5LayerNorm, batches: Sequence[_Pairs]) -> nn.Linear:
     fit = LeastSquares()
     for batch in batches:
-        fit.add(_affine(_normed(batch)), batch.at(batch.theirs))
+        fit.add(_affine(_normed(norm, batch)), batch.at(batch.theirs))
     found = fit.solve(RIDGE / 10)
     view = nn.Linear(*found[:-1].shape)
     view.weight.copy_(found[:-1].T)
@@ -351,10 +371,9 @@ def _fit_view(batches: Sequence[_Pairs]) -> nn.Linear:
     return view
 
 
-def _normed(batch: _Pairs) -> Tensor:
-    """Real tokens of the stream as a T5's norm with weights of 1 gives them, ``[n, d]``."""
-    hidden = batch.hidden[batch.mask]
-    return functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6)
+def _normed(norm: T5LayerNorm, batch: _Pairs) -> Tensor:
+    """Real tokens of the stream behind a norm, ``[n, d]``."""
+    return rms_norm(norm, batch.hidden[batch.mask])
 
 
 def _affine(states: Tensor) -> Tensor:

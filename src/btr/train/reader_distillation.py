@@ -245,7 +245,7 @@ def main() -> None:
         "reader", rates, given.token_budget, dropout=0.0, precision=given.precision
     )
     some = train[:: -(-len(train) // FITTED)]
-    views = fit_encoder(model, copy.deepcopy(teacher).float(), some, config.query_budget, print)
+    views = fit_encoder(model, teacher, some, config.query_budget, print)
     loss = ReaderDistillation(network, teacher, settings, config.query_budget, views)
     plan = partial(pair_batches, seed=1, token_budget=given.token_budget)
 
