@@ -36,13 +36,15 @@ def tiny_tokenizer(folder: Path) -> BertTokenizerFast:
     return BertTokenizerFast(vocab=str(folder / "vocab.txt"))
 
 
-def tiny_model(tokenizer: BertTokenizerFast, seed: int = 0) -> BertForQuestionAnswering:
+def tiny_model(
+    tokenizer: BertTokenizerFast, seed: int = 0, width: int = 32, heads: int = 4
+) -> BertForQuestionAnswering:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=LAYERS,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         intermediate_size=64,
         max_position_embeddings=256,
         initializer_range=0.3,

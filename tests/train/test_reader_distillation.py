@@ -21,6 +21,7 @@ from btr.train.reader_distillation import (
 from btr.train.sources import DataSettings, Rejects, parse_source
 from btr.train.stage import StageSettings
 from btr.train.t5_from_bert import t5_from_bert
+from btr.train.token_codes import token_codes
 from tiny_readers import tiny_model
 
 CONFIG = T5ReaderConfig(query_budget=32, passage_budget=48)
@@ -71,8 +72,10 @@ def test_distillation_brings_a_t5_closer_to_the_reader(tokenizer, pairs):
     network.model.shared.requires_grad_(False)
     views = [torch.nn.Linear(32, 32) for _ in network.blocks]
     settings = StageSettings("reader", LoopSettings(1, 1e-2), dropout=0.0, precision="fp32")
-    loss = ReaderDistillation(network, SplitBert(model, 0, 24), settings, CONFIG.query_budget,
-                              views)  # fmt: skip
+    teacher = SplitBert(model, 0, 24)
+    first = what_is_seen(network, teacher, pairs, CONFIG.query_budget)
+    codes = token_codes(network.model.shared.weight, first.tokens, 0, 8)
+    loss = ReaderDistillation(network, teacher, settings, CONFIG.query_budget, views, first, codes)
     loss.prepare(torch.device("cpu"), torch.float32)
     named = [(n, p) for n, p in loss.named_parameters() if p.requires_grad]
     optimizer = MasterAdamW(named, lr=1e-2, weight_decay=0, warmup=1, total=60)
@@ -82,23 +85,27 @@ def test_distillation_brings_a_t5_closer_to_the_reader(tokenizer, pairs):
         torch.stack(list(parts.values())).sum().backward()
         optimizer.step(step)
         seen.append({name: value.item() for name, value in parts.items()})
-    assert set(seen[0]) == {"layers", "last", "span", "token"}
-    for name, factor in (("layers", 0.8), ("last", 0.8), ("span", 0.5), ("token", 0.5)):
+    assert set(seen[0]) == {"layers", "last", "span", "token", "before"}
+    # What is seen of so few tokens is told from the start.
+    assert max(seen[0]["token"], seen[0]["before"]) < 0.1
+    assert max(seen[-1]["token"], seen[-1]["before"]) < 0.1
+    for name, factor in (("layers", 0.8), ("last", 0.8), ("span", 0.5)):
         assert 0 <= seen[-1][name] < factor * seen[0][name], name
 
 
 def test_what_the_decoder_sees_is_every_token_of_the_texts(tokenizer, pairs):
     model = tiny_model(tokenizer)
     network = SplitT5(t5_from_bert(model.bert, decoder_layers=1, inner=32, end_token=3), 0).eval()
-    states, tokens, starts = what_is_seen(network, SplitBert(model, 0, 24), pairs, 32)
-    wanted = [p.t5.passage[p.t5.text : p.t5.text + p.text] for p in pairs]
-    assert tokens.tolist() == [i for ids in wanted for i in ids.tolist()]
-    assert states.shape == (len(tokens), 32)
+    seen = what_is_seen(network, SplitBert(model, 0, 24), pairs, 32)
+    whole = [(p.t5.passage.tolist(), p.t5.text, p.t5.text + p.text) for p in pairs]
+    assert seen.tokens.tolist() == [i for ids, a, b in whole for i in ids[a:b]]
+    assert seen.before.tolist() == [i for ids, a, b in whole for i in ids[a - 1 : b - 1]]
+    assert seen.states.shape == (len(seen.tokens), 32)
     # One pair alone gives the same.
     alone = what_is_seen(network, SplitBert(model, 0, 24), pairs[1:2], 32)
     part = slice(pairs[0].text, pairs[0].text + pairs[1].text)
-    torch.testing.assert_close(alone[0], states[part], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(alone[2], starts[part], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.states, seen.states[part], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.starts, seen.starts[part], rtol=1e-4, atol=1e-4)
 
 
 def test_a_question_comes_with_a_passage_that_answers_it(tmp_path, tokenizer):

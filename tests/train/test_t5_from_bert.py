@@ -12,7 +12,7 @@ from btr.models import resolve
 from btr.readers.bert_text import load_tokenizer
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_network import SplitT5
-from btr.train.t5_from_bert import t5_from_bert
+from btr.train.t5_from_bert import FURTHER_HEADS, t5_from_bert
 from tiny_readers import tiny_model
 
 
@@ -28,9 +28,13 @@ def test_matrices_are_the_berts(bert):
     assert torch.equal(model.shared.weight, bert.embeddings.word_embeddings.weight)
     assert model.lm_head.weight is model.shared.weight
     keys = bert.encoder.layer[-2].attention.self.key.weight
-    assert torch.equal(model.decoder.block[0].layer[0].SelfAttention.k.weight, keys)
+    found = model.decoder.block[0].layer[0].SelfAttention.k.weight
+    # The further heads come after the BERT's.
+    assert torch.equal(found[: len(keys)], keys)
+    assert len(found) == len(keys) + FURTHER_HEADS * model.config.d_kv
     last = bert.encoder.layer[-1].attention.self.value.weight
-    assert torch.equal(model.decoder.block[1].layer[1].EncDecAttention.v.weight, last)
+    found = model.decoder.block[1].layer[1].EncDecAttention.v.weight
+    assert torch.equal(found[: len(last)], last)
     kept = model.decoder.block[0].layer[2].DenseReluDense.wi.weight
     all_of_them = bert.encoder.layer[-2].intermediate.dense.weight
     assert kept.shape[0] == inner

@@ -165,6 +165,7 @@ class PaddedPairs:
         t5_place: ``[n]`` int64, in the other's.
         place: ``[t]`` int64, its number in its text.
         tokens: ``[t]`` int64, what it is.
+        before: ``[t]`` int64, what stands before it for the other reader.
     """
 
     bert: PaddedView
@@ -174,6 +175,7 @@ class PaddedPairs:
     t5_place: Tensor
     place: Tensor
     tokens: Tensor
+    before: Tensor
 
     @property
     def texts(self) -> slice:
@@ -199,8 +201,10 @@ def pad_pairs(pairs: Sequence[AlignedPair], device: torch.device) -> PaddedPairs
     bert_place = places([pair.bert for pair in pairs], bert.query_ids.shape[1])
     t5_place = places([pair.t5 for pair in pairs], query)
     place = torch.from_numpy(np.concatenate(texts)).to(device)
-    tokens = t5.passage_ids[of[: len(place)], t5_place[: len(place)] - query]
-    return PaddedPairs(bert, t5, of, bert_place, t5_place, place, tokens)
+    tokens, before = (
+        t5.passage_ids[of[: len(place)], t5_place[: len(place)] - query - back] for back in (0, 1)
+    )
+    return PaddedPairs(bert, t5, of, bert_place, t5_place, place, tokens, before)
 
 
 def pair_batches(

@@ -6,7 +6,14 @@ Here each matrix of the T5 is solved for in turn: from what it gets, the T5's ow
 what the BERT's matrix gives for the same token. What the layers before got wrong is part of that,
 and made up for as far as it goes.
 
-``d`` width, ``H`` heads, ``T`` tokens of a pair as the BERT sees it, ``S`` as the T5 does.
+A decoder that copies has to know which token stands where, and which one before; the last states of
+a BERT say little of either. So every layer has four heads more than the BERT's, one that looks at
+the token before and three that look at the token itself and pass on what the layers before have
+found: the directions in which states differ least hold the codes of both tokens
+(:mod:`btr.train.token_codes`).
+
+``d`` width, ``H`` heads, ``T`` tokens of a pair as the BERT sees it, ``S`` as the T5 does,
+``w`` width of a head.
 """
 
 from __future__ import annotations
@@ -34,32 +41,21 @@ from btr.readers.bert_network import SplitBert
 from btr.readers.t5_layers import rms_norm, self_attention
 from btr.train import fid_pass
 from btr.train.aligned_pairs import AlignedPair, counterparts, pad_pairs
-from btr.train.t5_from_bert import kept_neurons
+from btr.train.least_squares import RIDGE, LeastSquares
+from btr.train.t5_from_bert import FURTHER_HEADS, kept_neurons
+from btr.train.token_codes import TokenCodes
 
 BATCH = 25
 """Pairs computed together."""
 
-RIDGE = 1e-3
-"""Added to the mean square of a solution's inputs: few tokens must not decide a direction."""
+LOOKED_AT = (1, 0, 0, 0)
+"""T5's buckets of the tokens that the further heads look at: the one before, itself."""
 
+ATTENTION = 12.0
+"""What they add to its logit: among 300, it gets 0.998 of the attention."""
 
-class LeastSquares:
-    """The linear map that comes nearest, from sums over batches."""
-
-    def __init__(self) -> None:
-        self._squares = self._products = torch.zeros((), dtype=torch.float64)
-
-    def add(self, given: Tensor, wanted: Tensor) -> None:
-        """Take in ``[n, a]`` inputs and ``[n, b]`` outputs."""
-        self._squares = self._squares + (given.T @ given).double()
-        self._products = self._products + (given.T @ wanted).double()
-
-    def solve(self, ridge: float = RIDGE) -> Tensor:
-        """The map, float32 ``[a, b]``."""
-        even = ridge * self._squares.diagonal().mean()
-        eye = torch.eye(len(self._squares), dtype=torch.float64)
-        found: Tensor = torch.linalg.solve(self._squares + even * eye, self._products)
-        return found.float()
+LOUDNESS = 0.4
+"""Length of the codes, against how far states are from their mean."""
 
 
 @dataclass(eq=False)
@@ -75,6 +71,9 @@ class _Pairs:
         hidden: ``[B, S, d]`` the T5's residual stream.
         ideal: ``[B, S, d]`` what that should be: the BERT's states before their norm, by the linear
             map that the layers before have come to.
+        short: ``[B, S, w]`` codes of the tokens.
+        told: ``[B, S, 3 w]`` what states are to say: the short code of the token before, 0 where
+            there is none, and the token's long one.
     """
 
     mask: Tensor
@@ -84,6 +83,8 @@ class _Pairs:
     attend: bert_layers.PaddedAttention
     hidden: Tensor
     ideal: Tensor
+    short: Tensor
+    told: Tensor
 
     @property
     def pairs(self) -> Tensor:
@@ -113,20 +114,23 @@ def fit_encoder(
     teacher: SplitBert,
     pairs: Sequence[AlignedPair],
     query_budget: int,
+    codes: TokenCodes,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[nn.Linear]:
     """Make a T5's encoder see what an extractive reader sees.
 
     A T5 has one bias a head for the distance of two tokens, in all its layers. So each layer of the
     BERT is first fitted with biases of its own, then its heads are put into an order in which
-    those of one number want similar ones in all layers, and all is fitted again with their mean.
+    those of one number want similar ones in all layers, and all is fitted again with their mean,
+    and with codes in the directions that the first fit has left quiet.
 
     Args:
-        model: With layers, heads and width of the teacher, and its word embeddings; its encoder is
-            overwritten, but for them.
+        model: With layers and width of the teacher, its word embeddings and the further heads
+            in each layer; its encoder is overwritten, but for the embeddings.
         teacher: The reader, not split.
         pairs: What to look at: some hundred, of all lengths.
         query_budget: Where the T5's passages begin.
+        codes: Of the vocabulary's tokens.
         note: Called with a line a layer.
 
     Returns:
@@ -136,20 +140,20 @@ def fit_encoder(
     ordered = sorted(pairs, key=lambda pair: len(pair.t5.passage))
     batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
     owner = self_attention(blocks[0]).SelfAttention
-    heads = owner.n_heads
     for block in blocks:
         self_attention(block).layer_norm.weight.fill_(1)
         cast("T5LayerFF", block.layer[-1]).layer_norm.weight.fill_(1)
     model.encoder.final_layer_norm.weight.fill_(1)
 
-    as_it_is = [torch.arange(heads)] * len(blocks)
-    few = [_begin(model, teacher, batch, query_budget) for batch in batches[::3]]
-    wanted, _ = _fit_layers(model, teacher, few, as_it_is, None, note)
+    as_it_is = [torch.arange(teacher.heads)] * len(blocks)
+    few = [_begin(model, teacher, batch, query_budget, codes) for batch in batches[::3]]
+    first = _fit_layers(model, teacher, few, as_it_is, None, note)
     often = _occurrences(few, owner.relative_attention_num_buckets)
-    orders, shared = shared_biases(torch.stack(wanted), often)
-    owner.relative_attention_bias.weight.copy_(shared.T)
-    every = [_begin(model, teacher, batch, query_budget) for batch in batches]
-    return _fit_layers(model, teacher, every, orders, shared, note)[1]
+    orders, shared = shared_biases(torch.stack(first.biases), often)
+    owner.relative_attention_bias.weight.copy_(_with_further_heads(shared).T)
+    every = [_begin(model, teacher, batch, query_budget, codes) for batch in batches]
+    given = _Given(shared, first.quietest(every[0].told.shape[-1]))
+    return _fit_layers(model, teacher, every, orders, given, note).views
 
 
 def shared_biases(wanted: Tensor, often: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -195,6 +199,7 @@ def _begin(
     teacher: SplitBert,
     pairs: Sequence[AlignedPair],
     query_budget: int,
+    codes: TokenCodes,
 ) -> _Pairs:
     """A batch before the first layer of both."""
     batch = pad_pairs(pairs, torch.device("cpu"))
@@ -217,7 +222,45 @@ def _begin(
     seen = torch.cat([theirs.query_mask, theirs.passage_mask], 1)
     hidden: Tensor = model.shared(ids)
     attend = bert_layers.PaddedAttention(seen, teacher.heads, states.dtype)
-    return _Pairs(mask, place, bucket, states, attend, hidden, hidden)
+    short = codes.short[ids]
+    behind = mask[:, :-1] & (bucket.diagonal(-1) == LOOKED_AT[0])
+    before = functional.pad(short[:, :-1] * behind[..., None], (0, 0, 1, 0))
+    told = torch.cat([before, codes.long[ids]], -1)
+    return _Pairs(mask, place, bucket, states, attend, hidden, hidden, short, told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a second fit takes from a first one.
+
+    Attributes:
+        bias: ``[H, buckets]`` for all layers.
+        quiet: ``[d, 3 w]`` directions that are to hold what states say of tokens.
+    """
+
+    bias: Tensor
+    quiet: Tensor
+
+
+@dataclass
+class _Found:
+    """What a fit ends with.
+
+    Attributes:
+        biases: ``[H, buckets]`` that each layer was fitted with.
+        views: The map of each layer's states to the teacher's.
+        spread: ``[d, d]`` the covariance of ideal streams as shares of its trace, summed over
+            layers.
+    """
+
+    biases: list[Tensor]
+    views: list[nn.Linear]
+    spread: Tensor
+
+    def quietest(self, count: int) -> Tensor:
+        """The directions in which streams differ least, ``[d, count]``."""
+        directions: Tensor = torch.linalg.eigh(self.spread).eigenvectors[:, :count]
+        return directions.float()
 
 
 def _fit_layers(
@@ -225,31 +268,31 @@ def _fit_layers(
     teacher: SplitBert,
     batches: Sequence[_Pairs],
     orders: Sequence[Tensor],
-    bias: Tensor | None,
+    given: _Given | None,
     note: Callable[[str], None],
-) -> tuple[list[Tensor], list[nn.Linear]]:
-    """Fit all layers; without a bias each with its own.
-
-    Returns:
-        For every layer the bias ``[H, buckets]`` that it was fitted with, and the map of its
-        states to the teacher's.
-    """
-    used, views = [], []
+) -> _Found:
+    """Fit all layers; if nothing is given, each with a bias of its own, and no codes."""
+    found = _Found([], [], torch.zeros((), dtype=torch.float64))
     norm = model.encoder.final_layer_norm
     blocks = [block for block in model.encoder.block if isinstance(block, T5Block)]
     layers = [layer for layer in teacher.joint if isinstance(layer, BertLayer)]
     for number, (block, layer, order) in enumerate(zip(blocks, layers, orders, strict=True)):
-        used.append(_fit_attention(block, layer, batches, order, bias))
-        _fit_feed_forward(block, layer, batches)
+        quiet = None if given is None else given.quiet
+        bias = None if given is None else given.bias
+        found.biases.append(_fit_attention(block, layer, batches, order, bias, quiet))
+        _fit_feed_forward(block, layer, batches, quiet)
+        streams = torch.cat([batch.ideal[batch.mask] for batch in batches]).double()
+        streams -= streams.mean(0)
+        found.spread = found.spread + streams.T @ streams / streams.square().sum()
         view = _fit_view(norm, batches)
-        views.append(view)
+        found.views.append(view)
         off, size = 0.0, 0.0
         for batch in batches:
             target = batch.at(batch.theirs)
             off += float((view(_normed(norm, batch)) - target).square().sum())
             size += float(target.square().sum())
         note(f"layer {number + 1}: relative squared error {off / size:.3f}")
-    return used, views
+    return found
 
 
 def _fit_attention(
@@ -258,6 +301,7 @@ def _fit_attention(
     batches: Sequence[_Pairs],
     order: Tensor,
     shared: Tensor | None,
+    quiet: Tensor | None,
 ) -> Tensor:
     """Fit a layer's attention; the bias ``[H, buckets]`` that it was fitted with."""
     norm, heads = self_attention(block).layer_norm, self_attention(block).SelfAttention
@@ -269,38 +313,50 @@ def _fit_attention(
     for batch in batches:
         x = batch.theirs
         wanted = (scale * part.self.query(x), part.self.key(x), part.self.value(x))
+        theirs = [batch.at(states)[:, columns] for states in wanted]
+        further = torch.cat([batch.short, batch.told], -1)[batch.mask]
+        more = (torch.zeros_like(further), torch.zeros_like(further), further)
         given = _normed(norm, batch)
-        fit.add(given, torch.cat([batch.at(states)[:, columns] for states in wanted], 1))
+        fit.add(given, torch.cat([x for both in zip(theirs, more, strict=True) for x in both], 1))
     found = fit.solve().T.chunk(3)
     for linear, weight in zip((heads.q, heads.k, heads.v), found, strict=True):
         linear.weight.copy_(weight)
 
     used = _own_bias(block, layer, batches) if shared is None else shared
+    biases = _with_further_heads(used).T.contiguous()
     contexts, added = [], []
     for batch in batches:
         normed = batch.put(_normed(norm, batch))
-        between = functional.embedding(batch.bucket, used.T.contiguous()).permute(2, 0, 1)
+        between = functional.embedding(batch.bucket, biases).permute(2, 0, 1)
         attend = fid_pass.PaddedAttention(between, batch.mask, written_out=True)
         contexts.append(attend(heads.q(normed), heads.k(normed), heads.v(normed))[batch.mask])
         x = batch.theirs
-        theirs = batch.attend(part.self.query(x), part.self.key(x), part.self.value(x))
-        added.append(part.output.dense(theirs))
+        context = batch.attend(part.self.query(x), part.self.key(x), part.self.value(x))
+        added.append(part.output.dense(context))
         batch.attend.probabilities = None
-    heads.o.weight.copy_(_add(batches, contexts, added, RIDGE).T)
+    _move_ideal(batches, added)
+    heads.o.weight.copy_(_reach_ideal(batches, contexts, RIDGE, quiet, tell=True).T)
     for batch, more in zip(batches, added, strict=True):
         batch.theirs = part.output.LayerNorm(batch.theirs + more)
     return used
 
 
+def _with_further_heads(bias: Tensor) -> Tensor:
+    """Biases ``[H, buckets]`` with those of the further heads."""
+    further = bias.new_zeros(FURTHER_HEADS, bias.shape[1])
+    further[torch.arange(FURTHER_HEADS), LOOKED_AT] = ATTENTION
+    return torch.cat([bias, further])
+
+
 def _own_bias(block: T5Block, layer: BertLayer, batches: Sequence[_Pairs]) -> Tensor:
     """What the BERT's logits have more, by head (in its own order) and distance."""
     norm, heads = self_attention(block).layer_norm, self_attention(block).SelfAttention
-    part, count = layer.attention, heads.n_heads
+    part, count = layer.attention, layer.attention.self.num_attention_heads
     scale = 1 / math.sqrt(heads.key_value_proj_dim)
     sums = torch.zeros(count, heads.relative_attention_num_buckets)
     for batch in batches:
         normed = batch.put(_normed(norm, batch))
-        mine = _logits(heads.q(normed), heads.k(normed), count)
+        mine = _logits(heads.q(normed), heads.k(normed), heads.n_heads)[:, :count]
         theirs = _logits(scale * part.self.query(batch.theirs), part.self.key(batch.theirs), count)
         rows = torch.arange(len(mine))[:, None, None]
         theirs = theirs.permute(0, 2, 3, 1)[rows, batch.place[:, :, None], batch.place[:, None]]
@@ -318,7 +374,9 @@ def _occurrences(batches: Sequence[_Pairs], buckets: int) -> Tensor:
     return torch.stack(counts).sum(0).float()
 
 
-def _fit_feed_forward(block: T5Block, layer: BertLayer, batches: Sequence[_Pairs]) -> None:
+def _fit_feed_forward(
+    block: T5Block, layer: BertLayer, batches: Sequence[_Pairs], quiet: Tensor | None
+) -> None:
     feed = cast("T5LayerFF", block.layer[-1])
     norm, dense = feed.layer_norm, cast("T5DenseActDense", feed.DenseReluDense)
     kept = kept_neurons(layer, dense.wi.out_features)
@@ -328,32 +386,56 @@ def _fit_feed_forward(block: T5Block, layer: BertLayer, batches: Sequence[_Pairs
     dense.wi.weight.copy_(fit.solve().T)
     inner = [dense.act(dense.wi(_normed(norm, batch))) for batch in batches]
     added = [layer.output.dense(layer.intermediate(batch.theirs)) for batch in batches]
-    dense.wo.weight.copy_(_add(batches, inner, added, RIDGE / 10).T)
+    _move_ideal(batches, added)
+    dense.wo.weight.copy_(_reach_ideal(batches, inner, RIDGE / 10, quiet, tell=False).T)
     for batch, more in zip(batches, added, strict=True):
         batch.theirs = layer.output.LayerNorm(batch.theirs + more)
 
 
-def _add(
-    batches: Sequence[_Pairs], made: Sequence[Tensor], added: Sequence[Tensor], ridge: float
+def _move_ideal(batches: Sequence[_Pairs], added: Sequence[Tensor]) -> None:
+    """What the T5's stream should be once a part of a layer is through.
+
+    Args:
+        batches: Their ideal streams move on.
+        added: ``[B, T, d]`` what the BERT adds to its states, of every batch.
+    """
+    stream = LeastSquares()
+    for batch in batches:
+        stream.add(_affine(batch.at(batch.theirs)), batch.ideal[batch.mask])
+    into = stream.solve(RIDGE / 10)
+    for batch, theirs in zip(batches, added, strict=True):
+        batch.ideal = batch.put(_affine(batch.at(batch.theirs + theirs)) @ into)
+
+
+def _reach_ideal(
+    batches: Sequence[_Pairs],
+    made: Sequence[Tensor],
+    ridge: float,
+    quiet: Tensor | None,
+    *,
+    tell: bool,
 ) -> Tensor:
-    """Let the T5's stream take in what a part of a layer has made, as the BERT's states do.
+    """Let the T5's streams take in what a part of a layer has made, to come near the ideal ones.
 
     Args:
         batches: Their streams move on.
         made: ``[n, a]`` of the T5, of every batch.
-        added: ``[B, T, d]`` what the BERT adds to its states.
         ridge: Of the solution.
+        quiet: ``[d, 3 w]`` directions for what states say of tokens.
+        tell: The part can say it. One that can't leaves what the directions hold.
 
     Returns:
         ``[a, d]`` the map of what was made into the stream.
     """
-    stream, fit = LeastSquares(), LeastSquares()
-    for batch in batches:
-        stream.add(_affine(batch.at(batch.theirs)), batch.ideal[batch.mask])
-    into = stream.solve(RIDGE / 10)
-    for batch, mine, theirs in zip(batches, made, added, strict=True):
-        batch.ideal = batch.put(_affine(batch.at(batch.theirs + theirs)) @ into)
-        fit.add(mine, (batch.ideal - batch.hidden)[batch.mask])
+    fit = LeastSquares()
+    ideals = torch.cat([batch.ideal[batch.mask] for batch in batches])
+    length = LOUDNESS * (ideals - ideals.mean(0)).norm(dim=1).mean()
+    for batch, mine in zip(batches, made, strict=True):
+        wanted = batch.ideal
+        if quiet is not None:
+            told = length * batch.told if tell else batch.hidden @ quiet
+            wanted = wanted + (told - wanted @ quiet) @ quiet.T
+        fit.add(mine, (wanted - batch.hidden)[batch.mask])
     found = fit.solve(ridge)
     for batch, mine in zip(batches, made, strict=True):
         batch.hidden = batch.hidden + batch.put(mine @ found)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -41,14 +42,16 @@ from btr.train.aligned_pairs import (
     pad_pairs,
     pair_batches,
 )
-from btr.train.copying import begin_with_copying
+from btr.train.copying import Seen, begin_with_copying
 from btr.train.fid_examples import FidBatch
 from btr.train.fid_pass import TrainingPass
 from btr.train.layer_fit import fit_encoder
+from btr.train.least_squares import nearest_map
 from btr.train.loop import LoopSettings
 from btr.train.sources import DataSettings, Rejects, find_answers, parse_source, read_sources
 from btr.train.stage import Places, StageLoss, StageSettings, run_stage
 from btr.train.t5_from_bert import t5_from_bert
+from btr.train.token_codes import TokenCodes, token_codes
 
 DEV_PAIRS = 300
 FITTED = 1000
@@ -90,7 +93,8 @@ class ReaderDistillation(StageLoss):
     Named parts: ``layers``, the relative squared error of a linear view of the states, the mean
     over layers; ``last``, that of the last layer; ``span``, KL to where the reader says that the
     answer begins and ends, by its own head on that view; ``token``, how far (by cosine) a linear
-    view of what the decoder looks at is from the token's embedding.
+    view of what the decoder looks at is from the token's embedding; ``before``, the same for the
+    code of the token before.
 
     Args:
         network: The T5, not split.
@@ -98,6 +102,8 @@ class ReaderDistillation(StageLoss):
         settings: Of the run.
         query_budget: Where passages begin.
         views: What the linear views of the layers' states are at first.
+        seen: What the first views of the last states are worked out from.
+        codes: Of tokens.
     """
 
     network: SplitT5
@@ -109,13 +115,16 @@ class ReaderDistillation(StageLoss):
         settings: StageSettings,
         query_budget: int,
         views: Sequence[nn.Linear],
+        seen: Seen,
+        codes: TokenCodes,
     ) -> None:
         width = int(network.model.config.d_model)
         super().__init__(network, settings, teacher, width)
         self.run = TrainingPass(network, query_budget)
         self.views = nn.ModuleList(views)
-        self.token = nn.Linear(width, width)
-        nn.init.zeros_(self.token.bias)
+        self.token = _view(seen.states, _named(network)[seen.tokens])
+        self.before = _view(seen.states, codes.short[seen.before])
+        self.register_buffer("codes", codes.short, persistent=False)
 
     def forward(self, chosen: list[AlignedPair]) -> dict[str, Tensor]:
         """The parts."""
@@ -146,15 +155,33 @@ class ReaderDistillation(StageLoss):
             )
             for i in range(2)
         )  # fmt: skip
-        embeddings = network.model.shared.weight
         said = self.token(encoded[of, batch.t5_place[texts]]).float()
-        named = (embeddings[batch.tokens] - embeddings.mean(0)).float()
+        behind = self.before(encoded[of, batch.t5_place[texts]]).float()
+        coded = self.get_buffer("codes")[batch.before]
+        named = _named(network)[batch.tokens].float()
         return {
             "layers": torch.stack(errors).mean(),
             "last": 0.5 * errors[-1],
             "span": 0.25 * cast("Tensor", span),
             "token": 0.3 * (1 - functional.cosine_similarity(said, named, dim=-1).mean()),
+            "before": 0.3 * (1 - functional.cosine_similarity(behind, coded, dim=-1).mean()),
         }
+
+
+def _named(network: SplitT5) -> Tensor:
+    """What a state is to say which token it is: ``[V, d]``."""
+    embeddings = network.model.shared.weight.detach()
+    return embeddings - embeddings.mean(0)
+
+
+def _view(states: Tensor, wanted: Tensor) -> nn.Linear:
+    """The linear view of states that comes nearest."""
+    found = nearest_map(states, wanted)
+    view = nn.Linear(*found.shape)
+    with torch.no_grad():
+        view.weight.copy_(found.T)
+        view.bias.zero_()
+    return view
 
 
 def read_pairs(
@@ -179,13 +206,9 @@ def read_pairs(
 @torch.no_grad()
 def what_is_seen(
     network: SplitT5, teacher: SplitBert, pairs: Sequence[AlignedPair], query_budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What a decoder would look at of the pairs' texts, and where answers begin in them.
-
-    Returns:
-        ``[N, d]`` states, ``[N]`` int64 tokens, ``[N]`` the teacher's logits of a beginning.
-    """
-    states, tokens, starts = [], [], []
+) -> Seen:
+    """What a decoder would look at of the pairs' texts, and where answers begin in them."""
+    states, tokens, before, starts = [], [], [], []
     run, cpu = TrainingPass(network, query_budget), torch.device("cpu")
     for first in range(0, len(pairs), 32):
         batch = pad_pairs(pairs[first : first + 32], cpu)
@@ -193,8 +216,9 @@ def what_is_seen(
         encoded, *_ = run.encode(as_batch(batch.t5))
         states.append(encoded[of, batch.t5_place[batch.texts]])
         tokens.append(batch.tokens)
+        before.append(batch.before)
         starts.append(read(teacher, batch.bert)[of, batch.bert_place[batch.texts], 0])
-    return torch.cat(states), torch.cat(tokens), torch.cat(starts)
+    return Seen(*(torch.cat(parts) for parts in (states, tokens, before, starts)))
 
 
 def main() -> None:
@@ -245,14 +269,18 @@ def main() -> None:
         "reader", rates, given.token_budget, dropout=0.0, precision=given.precision
     )
     some = train[:: -(-len(train) // FITTED)]
-    views = fit_encoder(model, teacher, some, config.query_budget, print)
-    loss = ReaderDistillation(network, teacher, settings, config.query_budget, views)
+    texts = np.concatenate([pair.t5.passage for pair in some])
+    start = special_token(model, "decoder_start_token_id")
+    codes = token_codes(model.shared.weight, torch.from_numpy(texts), start, model.config.d_kv)
+    views = fit_encoder(model, teacher, some, config.query_budget, codes, print)
+    seen = what_is_seen(network, teacher, some, config.query_budget)
+    loss = ReaderDistillation(network, teacher, settings, config.query_budget, views, seen, codes)
     plan = partial(pair_batches, seed=1, token_budget=given.token_budget)
 
     def save(to: Path, exact: nn.Module) -> None:
         assert isinstance(exact, SplitT5)  # noqa: S101 -- for the type checker
         seen = what_is_seen(exact, copy.deepcopy(teacher).cpu().float(), some, config.query_budget)
-        begin_with_copying(exact.model, *seen)
+        begin_with_copying(exact.model, seen, codes.short)
         save_checkpoint(to, exact, tokenizer, config)
 
     run_stage(

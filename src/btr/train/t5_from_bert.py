@@ -1,7 +1,8 @@
 """A T5 of the shape of a BERT: its tokenizer and word embeddings, its layers in the decoder.
 
 No pretrained T5 comes as a package, but a BERT does. The encoder is left as it comes, for
-:mod:`btr.train.layer_fit` to fill.
+:mod:`btr.train.layer_fit` to fill. All layers have some heads more than the
+BERT's, which it uses.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.t5.modeling_t5 import T5Block, T5DenseActDense, T5LayerFF
 
 from btr.readers.t5_layers import cross_attention, self_attention
+
+FURTHER_HEADS = 4
+"""Heads of a layer that a BERT does not have."""
 
 
 def t5_from_bert(
@@ -35,7 +39,7 @@ def t5_from_bert(
         "vocab_size": shape.vocab_size, "d_model": shape.hidden_size,
         "d_kv": shape.hidden_size // shape.num_attention_heads, "d_ff": inner,
         "num_layers": shape.num_hidden_layers, "num_decoder_layers": decoder_layers,
-        "num_heads": shape.num_attention_heads, "feed_forward_proj": "gelu",
+        "num_heads": shape.num_attention_heads + FURTHER_HEADS, "feed_forward_proj": "gelu",
         "tie_word_embeddings": True, "dropout_rate": 0.0, "pad_token_id": 0,
         "decoder_start_token_id": 0, "eos_token_id": end_token,
     }  # fmt: skip
@@ -62,10 +66,11 @@ def _copy_layer(block: T5Block, layer: BertLayer) -> None:
         (cross_attention(block).EncDecAttention, cross_attention(block).layer_norm),
     ):
         # T5 does not divide its logits by the root of a head's width.
-        heads.q.weight.copy_(attention.self.query.weight / math.sqrt(heads.key_value_proj_dim))
-        heads.k.weight.copy_(attention.self.key.weight)
-        heads.v.weight.copy_(attention.self.value.weight)
-        heads.o.weight.copy_(attention.output.dense.weight)
+        width = len(attention.self.query.weight)
+        heads.q.weight[:width] = attention.self.query.weight / math.sqrt(heads.key_value_proj_dim)
+        heads.k.weight[:width] = attention.self.key.weight
+        heads.v.weight[:width] = attention.self.value.weight
+        heads.o.weight[:, :width] = attention.output.dense.weight
         before.weight.copy_(norm)
     feed = cast("T5LayerFF", block.layer[-1])
     dense = cast("T5DenseActDense", feed.DenseReluDense)
