@@ -319,21 +319,6 @@ def test_tensorboard_gets_the_losses(run: Run, tmp_path, questions, bases):
     assert {"task", "dev.score"} <= set(events.Tags()["scalars"])
 
 
-def test_a_decoder_alone_is_trained(run: Run, tmp_path, questions, bases):
-    reader = tmp_path / "mine"
-    code, _, err = run("train", "--stage", "reader", "-o", reader, "--from", bases["t5"], "--data",
-                       questions, *SHORT, "--decoder-only", "--lr", "0.01")  # fmt: skip
-    assert code == 0, err
-    made = load_network(reader / "plain")[0].model.state_dict()
-    began = load_network(bases["t5"])[0].model.state_dict()
-    changed = {
-        name.split(".")[0]
-        for name, was in began.items()
-        if not torch.allclose(was, made[name], rtol=0, atol=2e-2 * float(was.abs().max()))
-    }
-    assert changed == {"decoder"}
-
-
 def test_a_loss_that_is_not_finite_names_its_questions(run: Run, tmp_path, questions, bases):
     for family in ("bert", "t5"):
         reader = tmp_path / family
@@ -376,8 +361,6 @@ def test_bad_input_is_one_line(run: Run, tmp_path, questions, bases):
         (["--stage", "reader", "--data", f"{questions}=7", "-o", reader, *start], 2, "bad share"),
         (["--stage", "reader", "--data", bad, "-o", reader, *start], 3, "bad.jsonl, line 2"),
         (["--stage", "reader", *base, "--from", bases["bert"], "--recompute"], 2, "--recompute"),
-        (["--stage", "reader", *base, "--from", bases["bert"], "--decoder-only"], 2, "--decoder"),
-        (["--stage", "decompose", *base, "--decoder-only"], 2, "--decoder-only is for step reader"),
         (["--stage", "reader", *base, "--from", bases["bert"], "--preset", "nq"], 2, "--preset"),
         (["--stage", "reader", *base, *start, "--layout", "2+2"], 2, "--layout is for step"),
         (["--stage", "reader", *base, *start, "--task-weight", "0"], 2, "is switched off"),

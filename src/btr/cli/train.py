@@ -147,10 +147,6 @@ def train(
         typer.Option("--rule", help="How states become bits, step binarize; all but the first are "
                      "for comparison, and of a T5 leave no checkpoint."),
     ] = "calibrated",
-    decoder_only: Annotated[
-        bool, typer.Option("--decoder-only", help="Step reader of a generative reader: leave its "
-                           "embeddings and encoder as they are.")
-    ] = False,
     dropout: DropoutOption = 0.1,
     precision: PrecisionOption = "bf16",
     evaluate_every: EvaluateEveryOption = 0,
@@ -178,8 +174,6 @@ def train(
     from btr.train.sources import labels_of, parse_source
     from btr.train.stage import StageSettings
 
-    if decoder_only and stage != "reader":
-        raise UsageError("--decoder-only is for step reader", todo="leave it out")
     if layout and stage != "decompose":
         raise UsageError("--layout is for step decompose", todo="leave it out")
     split = parse_layout(layout) if layout else None
@@ -236,7 +230,6 @@ def train(
         dropout=dropout,
         precision=precision,
         rule=rule,
-        decoder_only=decoder_only,
     )  # fmt: skip
     sources = tuple(parse_source(text) for text in data)
     figures = run(

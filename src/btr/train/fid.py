@@ -276,8 +276,6 @@ def train_fid(
     rejects = Rejects()
     # Those that every user has anyway are neither trained nor saved again.
     network.model.shared.requires_grad_(not config.word_embeddings)
-    if settings.decoder_only:
-        network.model.encoder.requires_grad_(False)  # the embeddings are a part of it
     builder, dev = load_fid_data(data_settings, text, config, rejects)
     data = builder.data
     dev_states = None

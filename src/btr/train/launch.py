@@ -144,7 +144,6 @@ def train(
 
         for what, given in (
             ("--recompute", recompute),
-            ("--decoder-only", settings.decoder_only),
             (next(iter(budgets or {}), ""), budgets),
         ):
             if given:

@@ -58,7 +58,6 @@ class StageSettings:
         dropout: Of hidden states.
         precision: Of the network's arithmetic; its masters are float32 either way.
         rule: How states become bits, step 3 (``btr.train.rules``).
-        decoder_only: Step 1 of a generative reader leaves embeddings and encoder as they are.
     """
 
     stage: Stage
@@ -72,7 +71,6 @@ class StageSettings:
     dropout: float = 0.1
     precision: Literal["bf16", "fp32"] = "bf16"
     rule: Rule = "calibrated"
-    decoder_only: bool = False
 
     @property
     def distils(self) -> bool:
