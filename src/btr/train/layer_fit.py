@@ -41,18 +41,16 @@ from btr.readers.bert_network import SplitBert
 from btr.readers.t5_layers import rms_norm, self_attention
 from btr.train import fid_pass
 from btr.train.aligned_pairs import AlignedPair, counterparts, pad_pairs
-from btr.train.least_squares import RIDGE, LeastSquares
-from btr.train.t5_from_bert import FURTHER_HEADS, kept_neurons
+from btr.train.least_squares import RIDGE, LeastSquares, as_linear
+from btr.train.t5_from_bert import FURTHER_HEADS, LOOKED_AT, kept_neurons
 from btr.train.token_codes import TokenCodes
 
 BATCH = 25
 """Pairs computed together."""
 
-LOOKED_AT = (1, 0, 0, 0)
-"""T5's buckets of the tokens that the further heads look at: the one before, itself."""
-
 ATTENTION = 12.0
-"""What they add to its logit: among 300, it gets 0.998 of the attention."""
+"""What a further head adds to the logit of the token that it looks at: among 300 others, 0.998 of
+the attention."""
 
 LOUDNESS = 0.4
 """Length of the codes, against how far states are from their mean."""
@@ -250,7 +248,7 @@ class _Found:
         biases: ``[H, buckets]`` that each layer was fitted with.
         views: The map of each layer's states to the teacher's.
         spread: ``[d, d]`` the covariance of ideal streams as shares of its trace, summed over
-            layers.
+            layers; of a first fit.
     """
 
     biases: list[Tensor]
@@ -276,14 +274,14 @@ def _fit_layers(
     norm = model.encoder.final_layer_norm
     blocks = [block for block in model.encoder.block if isinstance(block, T5Block)]
     layers = [layer for layer in teacher.joint if isinstance(layer, BertLayer)]
+    bias, quiet = (None, None) if given is None else (given.bias, given.quiet)
     for number, (block, layer, order) in enumerate(zip(blocks, layers, orders, strict=True)):
-        quiet = None if given is None else given.quiet
-        bias = None if given is None else given.bias
         found.biases.append(_fit_attention(block, layer, batches, order, bias, quiet))
         _fit_feed_forward(block, layer, batches, quiet)
-        streams = torch.cat([batch.ideal[batch.mask] for batch in batches]).double()
-        streams -= streams.mean(0)
-        found.spread = found.spread + streams.T @ streams / streams.square().sum()
+        if given is None:
+            streams = _ideals(batches).double()
+            streams -= streams.mean(0)
+            found.spread = found.spread + streams.T @ streams / streams.square().sum()
         view = _fit_view(norm, batches)
         found.views.append(view)
         off, size = 0.0, 0.0
@@ -427,9 +425,10 @@ def _reach_ideal(
     Returns:
         ``[a, d]`` the map of what was made into the stream.
     """
-    fit = LeastSquares()
-    ideals = torch.cat([batch.ideal[batch.mask] for batch in batches])
-    length = LOUDNESS * (ideals - ideals.mean(0)).norm(dim=1).mean()
+    fit, length = LeastSquares(), 0.0
+    if quiet is not None and tell:
+        streams = _ideals(batches)
+        length = LOUDNESS * float((streams - streams.mean(0)).norm(dim=1).mean())
     for batch, mine in zip(batches, made, strict=True):
         wanted = batch.ideal
         if quiet is not None:
@@ -442,15 +441,17 @@ def _reach_ideal(
     return found
 
 
+def _ideals(batches: Sequence[_Pairs]) -> Tensor:
+    """Ideal streams of all real tokens, ``[n, d]``."""
+    return torch.cat([batch.ideal[batch.mask] for batch in batches])
+
+
 def _fit_view(norm: T5LayerNorm, batches: Sequence[_Pairs]) -> nn.Linear:
     fit = LeastSquares()
     for batch in batches:
         fit.add(_affine(_normed(norm, batch)), batch.at(batch.theirs))
     found = fit.solve(RIDGE / 10)
-    view = nn.Linear(*found[:-1].shape)
-    view.weight.copy_(found[:-1].T)
-    view.bias.copy_(found[-1])
-    return view
+    return as_linear(found[:-1], found[-1])
 
 
 def _normed(norm: T5LayerNorm, batch: _Pairs) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RIDGE = 1e-3
 """Added to the mean square of the inputs: few tokens must not decide a direction."""
@@ -29,7 +29,19 @@ class LeastSquares:
 
 
 def nearest_map(given: Tensor, wanted: Tensor) -> Tensor:
-    """The map of ``[n, a]`` inputs, many tokens, to ``[n, b]`` outputs; float32 ``[a, b]``."""
+    """The map of a T5's states ``[n, a]`` to ``[n, b]`` outputs, float32 ``[a, b]``.
+
+    Nearly all of a state's length is one direction that all share: the ridge is small beside it.
+    """
     fit = LeastSquares()
     fit.add(given, wanted)
     return fit.solve(RIDGE / 100)
+
+
+@torch.no_grad()
+def as_linear(found: Tensor, constant: Tensor | None = None) -> nn.Linear:
+    """A map ``[a, b]`` as a layer; the constant ``[b]`` it adds is 0 unless given."""
+    layer = nn.Linear(*found.shape)
+    layer.weight.copy_(found.T)
+    layer.bias.copy_(torch.zeros(found.shape[1]) if constant is None else constant)
+    return layer

@@ -46,7 +46,7 @@ from btr.train.copying import Seen, begin_with_copying
 from btr.train.fid_examples import FidBatch
 from btr.train.fid_pass import TrainingPass
 from btr.train.layer_fit import fit_encoder
-from btr.train.least_squares import nearest_map
+from btr.train.least_squares import as_linear, nearest_map
 from btr.train.loop import LoopSettings
 from btr.train.sources import DataSettings, Rejects, find_answers, parse_source, read_sources
 from btr.train.stage import Places, StageLoss, StageSettings, run_stage
@@ -122,8 +122,8 @@ class ReaderDistillation(StageLoss):
         super().__init__(network, settings, teacher, width)
         self.run = TrainingPass(network, query_budget)
         self.views = nn.ModuleList(views)
-        self.token = _view(seen.states, _named(network)[seen.tokens])
-        self.before = _view(seen.states, codes.short[seen.before])
+        self.token = as_linear(nearest_map(seen.states, _named(network, seen.tokens)))
+        self.before = as_linear(nearest_map(seen.states, codes.short[seen.before]))
         self.register_buffer("codes", codes.short, persistent=False)
 
     def forward(self, chosen: list[AlignedPair]) -> dict[str, Tensor]:
@@ -155,10 +155,10 @@ class ReaderDistillation(StageLoss):
             )
             for i in range(2)
         )  # fmt: skip
-        said = self.token(encoded[of, batch.t5_place[texts]]).float()
-        behind = self.before(encoded[of, batch.t5_place[texts]]).float()
+        looked_at = encoded[of, batch.t5_place[texts]]
+        said, behind = self.token(looked_at).float(), self.before(looked_at).float()
+        named = _named(network, batch.tokens).float()
         coded = self.get_buffer("codes")[batch.before]
-        named = _named(network)[batch.tokens].float()
         return {
             "layers": torch.stack(errors).mean(),
             "last": 0.5 * errors[-1],
@@ -168,20 +168,10 @@ class ReaderDistillation(StageLoss):
         }
 
 
-def _named(network: SplitT5) -> Tensor:
-    """What a state is to say which token it is: ``[V, d]``."""
+def _named(network: SplitT5, tokens: Tensor) -> Tensor:
+    """What states are to say, of tokens ``[n]``: ``[n, d]``."""
     embeddings = network.model.shared.weight.detach()
-    return embeddings - embeddings.mean(0)
-
-
-def _view(states: Tensor, wanted: Tensor) -> nn.Linear:
-    """The linear view of states that comes nearest."""
-    found = nearest_map(states, wanted)
-    view = nn.Linear(*found.shape)
-    with torch.no_grad():
-        view.weight.copy_(found.T)
-        view.bias.zero_()
-    return view
+    return embeddings[tokens] - embeddings.mean(0)
 
 
 def read_pairs(

@@ -1,8 +1,7 @@
 """A T5 of the shape of a BERT: its tokenizer and word embeddings, its layers in the decoder.
 
 No pretrained T5 comes as a package, but a BERT does. The encoder is left as it comes, for
-:mod:`btr.train.layer_fit` to fill. All layers have some heads more than the
-BERT's, which it uses.
+:mod:`btr.train.layer_fit` to fill. All layers have some heads more than the BERT's, which it uses.
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ from transformers.models.t5.modeling_t5 import T5Block, T5DenseActDense, T5Layer
 
 from btr.readers.t5_layers import cross_attention, self_attention
 
-FURTHER_HEADS = 4
-"""Heads of a layer that a BERT does not have."""
+LOOKED_AT = (1, 0, 0, 0)
+"""T5's buckets of the tokens that the heads look at which a BERT does not have: the one before,
+itself."""
+
+FURTHER_HEADS = len(LOOKED_AT)
 
 
 def t5_from_bert(
