@@ -29,6 +29,7 @@ from btr.train.fid_examples import (
     add_distractors,
     collate,
     epoch_batches,
+    grounded,
 )
 from btr.train.fid_pass import TrainingPass
 from btr.train.loop import LoopSettings
@@ -160,6 +161,24 @@ def test_distractors_are_siblings_without_the_answer():
             assert added.title == before.contexts[0].title
             assert before.answers[0] not in added.text
     assert list(add_distractors(questions, FidDataSettings(()))) == [q for _, q in questions]
+
+
+def test_a_question_is_taught_with_a_passage_that_answers_it():
+    texts = ["A river.", "A lake.", "Ada built it.", "Olaf and Ada.", "A hill."]
+    passages = tuple(Passage(str(n), text) for n, text in enumerate(texts))
+    asked = Question("1", "who?", ("Olaf", "Ada", "King Olaf"), passages)
+
+    def taught(question: Question, most: int) -> tuple[str, tuple[str, ...]]:
+        cut = grounded(question, most)
+        return "".join(p.id for p in cut.contexts), cut.answers
+
+    assert taught(asked, 1) == ("2", ("Ada",))
+    assert taught(asked, 2) == ("02", ("Ada",))
+    assert taught(asked, 3) == ("012", ("Ada",))
+    assert taught(asked, 9) == ("01234", ("Olaf", "Ada"))
+    # What no passage says stays as it is, and so does a class, which none has to say.
+    assert taught(replace(asked, answers=("Ann", "Eve")), 2) == ("01", ("Ann", "Eve"))
+    assert taught(replace(asked, answers=("Ada",), label="Ada"), 2) == ("01", ("Ada",))
 
 
 def write_questions(path: Path, count: int = 40) -> Path:

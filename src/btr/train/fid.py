@@ -170,8 +170,8 @@ def evaluate_rule(
     device = loss.network.model.shared.weight.device
 
     def answer(question: Question) -> str:
-        builder = FidDataBuilder(text, config, settings.passages)
-        builder.add(question)
+        builder = FidDataBuilder(text, config)
+        builder.add(replace(question, contexts=question.contexts[: settings.passages]))
         batch = collate(builder.data, builder.data.examples).to(device)
         return text.decode(loss.run.generate(batch, config.answer_budget)[0])
 

@@ -76,15 +76,14 @@ class FidDataBuilder:
     Args:
         text: The reader's input format.
         config: Its budgets and what its answers begin with.
-        most_passages: Passages of a question, at most.
 
     Raises:
         UsageError: The answer budget is too small for what answers begin with, a token of the
             answer and the end token.
     """
 
-    def __init__(self, text: FidText, config: T5ReaderConfig, most_passages: int) -> None:
-        self.text, self.config, self.most_passages = text, config, most_passages
+    def __init__(self, text: FidText, config: T5ReaderConfig) -> None:
+        self.text, self.config = text, config
         self.prompt = text.literal(config.answer_prompt)
         self.answer_room = config.answer_budget - len(self.prompt) - 1
         if self.answer_room < 1:
@@ -113,11 +112,11 @@ class FidDataBuilder:
         return len(self.data.answers) - 1
 
     def add(self, question: Question, origin: str = "") -> None:
-        """Take in a question with its first passages, and where it comes from."""
+        """Take in a question with its passages, and where it comes from."""
         ids, _ = self.text.query(asked(question), self.config.query_budget)
         self.data.questions.append(np.asarray(ids, np.int32))
         self.data.origins.append(origin)
-        passages = tuple(self.passage(p) for p in question.contexts[: self.most_passages])
+        passages = tuple(self.passage(p) for p in question.contexts)
         answers = tuple(self.answer(a) for a in dict.fromkeys(question.answers) if a.strip())
         self.data.examples.append(FidExample(len(self.data.questions) - 1, passages, answers))
 
@@ -133,7 +132,7 @@ def load_fid_data(
     Raises:
         InputError: A line is bad, or nothing is left to train on.
     """
-    builder = FidDataBuilder(text, config, settings.passages)
+    builder = FidDataBuilder(text, config)
     train: list[tuple[str, Question]] = []
     dev: dict[str, list[Question]] = {}
     for name, question, is_dev in read_sources(settings, rejects, chooses=lambda q: bool(q.label)):
@@ -145,7 +144,7 @@ def load_fid_data(
         raise InputError("no question to train on", where=", ".join(map(str, settings.files)),
                          found="every passage was held out", todo="lower --dev-share")  # fmt: skip
     for (name, _), question in zip(train, add_distractors(train, settings), strict=True):
-        builder.add(question, name_of(name, question))
+        builder.add(grounded(question, settings.passages), name_of(name, question))
     return builder, dev
 
 
@@ -171,6 +170,30 @@ def add_distractors(
             added = chooser.sample(others, min(room, len(others)))
             question = replace(question, contexts=(*question.contexts, *added))
         yield question
+
+
+def grounded(question: Question, most: int) -> Question:
+    """A question as it is trained on: with its first ``most`` passages and answers that they hold.
+
+    If none of them holds an answer, the first later one that does takes the last one's place: of
+    retrieved passages few hold one, and who is taught answers that stand nowhere learns to guess.
+    Classes and letters stand nowhere and stay, as do answers that no passage holds.
+    """
+    chosen = list(question.contexts[:most])
+    if question.label:
+        return replace(question, contexts=tuple(chosen))
+
+    def holds(passage: Passage) -> bool:
+        return bool(find_answers(passage.text, question.answers))
+
+    if not any(map(holds, chosen)):
+        chosen[-1:] = [next(filter(holds, question.contexts[most:]), chosen[-1])]
+    standing = tuple(
+        answer
+        for answer in question.answers
+        if any(find_answers(passage.text, (answer,)) for passage in chosen)
+    )
+    return replace(question, contexts=tuple(chosen), answers=standing or question.answers)
 
 
 @dataclass
