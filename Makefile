@@ -20,8 +20,9 @@ install: .venv/installed  ## Install btr, its tools and its default model into .
 demo: .venv/installed  ## Build a store from the bundled corpus and answer questions over it
 	$(BIN)/btr demo $(ARGS)
 
+# A process a core, up to four, each computing with one thread.
 test: .venv/installed  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 torture: .venv/installed  ## Break stores in every way, as often as a release asks for
 	$(BIN)/python -m pytest tests/store tests/test_cluster.py tests/train/test_loop_kills.py \

@@ -17,14 +17,18 @@ budgets=(--query-budget 48 --passage-budget 208 --answer-budget 24)
 python -m btr.train.reader_distillation "$squad" "$qamr=0.45" "${distant[@]}" -o "$runs/t5-distilled" \
     --teacher "$(dirname "$0")/../models/minilm/plain" "${budgets[@]}" --epochs 1 --steps 400 --precision "$precision"
 
-# Step 1.
-asked=("${distant[@]/#/--data=}" --data "$squad" --data "$qamr=0.3" --score-on squad --dropout 0 --relative-lr --precision "$precision")
-btr train --stage reader -o "$runs/t5-mini" --from "$runs/t5-distilled/plain" "${budgets[@]}" "${asked[@]}" \
-    --passages 1 --epochs 1 --steps 420 --lr 1e-3 --warmup 30 --dev-share 0.03
-
-# Steps 2 and 3: not run yet.
-further() {
-    btr train -o "$runs/t5-mini" "${asked[@]}" --score-on nq_bm25 --lr 1e-3 --passages 2 --distractors 1 --answer-weight 1 "$@"
+# step OUTPUT ...
+step() {
+    btr train -o "$1" "${distant[@]/#/--data=}" --data "$squad" --data "$qamr=0.3" --score-on squad --dev-share 0.03 --dropout 0 \
+        --relative-lr --lr 1e-3 --warmup 30 --epochs 1 --precision "$precision" "${@:2}"
 }
-further --stage decompose --layout 3+3 --epochs 1 --state-weight 0.2
-further --stage binarize --epochs 1 --state-weight 0 --recovery-weight 0.1
+
+# Step 1, a passage a question, then two.
+step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" --passages 1 --steps 420
+step "$runs/t5-second" --stage reader --from "$runs/t5-first/plain" "${budgets[@]}" --passages 1 --steps 600 --seed 2
+several=(--score-on nq_bm25 --passages 2 --distractors 1)
+step "$runs/t5-mini" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --steps 150 --seed 3
+
+# Steps 2 and 3.
+step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --steps 180 --state-weight 0.2 --answer-weight 1 --seed 4
+step "$runs/t5-mini" --stage binarize "${several[@]}" --steps 180 --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --seed 5
