@@ -70,6 +70,8 @@ def test_the_dev_split_can_be_written(tmp_path, capsys):
         [c["text"] for c in r["ctxs"]] for r in held
     ]
     assert capsys.readouterr().out == f"{len(held)} questions\n"
+    assert dev_split.main([str(out), str(source.path), "--dev-share", "0.2"]) == 0
+    assert len(list(read_questions(out))) > 2 * len(held)
     assert dev_split.main([str(tmp_path / "x.gz"), str(tmp_path / "none.jsonl")]) == 3
     assert "none.jsonl" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "x.gz").exists()

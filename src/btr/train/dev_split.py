@@ -1,9 +1,9 @@
 """Write the questions that training holds out as one file, to tune or calibrate on.
 
-    python -m btr.train.dev_split DEV.jsonl.gz FILE...
+    python -m btr.train.dev_split DEV.jsonl.gz FILE... [--dev-share SHARE]
 
-They are those of :func:`btr.train.sources.read_sources` at its usual share: what no checkpoint
-trained on the same files has seen.
+They are those of :func:`btr.train.sources.read_sources`: what no checkpoint trained on the same
+files with the same share has seen.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="file to write, jsonl.gz")
     parser.add_argument("data", type=Path, nargs="+", help="training files")
+    parser.add_argument("--dev-share", type=float, default=DataSettings.dev_share,
+                        help="of the training [%(default)s]")  # fmt: skip
     given = parser.parse_args(arguments)
-    sources = DataSettings(tuple(Source(path) for path in given.data))
+    files = tuple(Source(path) for path in given.data)
+    sources = DataSettings(files, dev_share=given.dev_share)
     held_out = (
         question_record(replace(question, id=f"{name}-{question.id}"))
         for name, question, dev in read_sources(sources, Rejects())
