@@ -27,8 +27,8 @@ step() {
 step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" --passages 1 --steps 420
 step "$runs/t5-second" --stage reader --from "$runs/t5-first/plain" "${budgets[@]}" --passages 1 --steps 600 --seed 2
 several=(--score-on nq_bm25 --passages 2 --distractors 1)
-step "$runs/t5-mini" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --steps 130 --seed 3
+step "$runs/t5-mini" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --steps 110 --seed 3
 
 # Steps 2 and 3.
-step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --steps 150 --state-weight 0.2 --answer-weight 1 --seed 4
-step "$runs/t5-mini" --stage binarize "${several[@]}" --steps 150 --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --seed 5
+step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --steps 130 --state-weight 0.2 --answer-weight 1 --seed 4
+step "$runs/t5-mini" --stage binarize "${several[@]}" --steps 130 --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --seed 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -161,15 +162,33 @@ def add_distractors(
         room = min(settings.distractors, settings.passages - len(question.contexts))
         if room > 0:
             own = {passage.text for passage in question.contexts}
-            others = [
+            drawn = _drawn(
+                [
+                    passage
+                    for title in dict.fromkeys(p.title for p in question.contexts)
+                    for passage in siblings[name, title].values()
+                ],
+                chooser,
+            )
+            others = (
                 passage
-                for title in dict.fromkeys(p.title for p in question.contexts)
-                for text, passage in siblings[name, title].items()
-                if text not in own and not find_answers(text, question.answers)
-            ]
-            added = chooser.sample(others, min(room, len(others)))
+                for passage in drawn
+                if passage.text not in own and not find_answers(passage.text, question.answers)
+            )
+            added = islice(others, room)
             question = replace(question, contexts=(*question.contexts, *added))
         yield question
+
+
+def _drawn(passages: list[Passage], chooser: random.Random) -> Iterator[Passage]:
+    """All of a list in random order, each drawn when it is asked for; the list is used up.
+
+    A title may have thousands of passages, and few have to be looked at.
+    """
+    while passages:
+        at = chooser.randrange(len(passages))
+        passages[at], passages[-1] = passages[-1], passages[at]
+        yield passages.pop()
 
 
 def grounded(question: Question, most: int) -> Question:
