@@ -23,12 +23,12 @@ step() {
         --relative-lr --lr 1e-3 --warmup 30 --epochs 1 --precision "$precision" "${@:2}"
 }
 
-# Step 1, a passage a question, then two.
+# Step 1, a passage a question, then several.
 step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" --passages 1 --steps 420
 step "$runs/t5-second" --stage reader --from "$runs/t5-first/plain" "${budgets[@]}" --passages 1 --steps 600 --seed 2
-several=(--score-on nq_bm25 --passages 2 --distractors 1)
-step "$runs/t5-mini" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --steps 110 --seed 3
+several=(--score-on nq_bm25 --passages 4 --distractors 1 --lr 5e-4)
+step "$runs/t5-mini" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --steps 420 --seed 3
 
-# Steps 2 and 3.
-step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --steps 130 --state-weight 0.2 --answer-weight 1 --seed 4
-step "$runs/t5-mini" --stage binarize "${several[@]}" --steps 130 --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --seed 5
+# Steps 2 and 3: not run yet.
+step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --state-weight 0.2 --answer-weight 1 --seed 4
+step "$runs/t5-mini" --stage binarize "${several[@]}" --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --seed 5
