@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from btr.data.questions import Question
-from btr.evaluate.sweep import Point, Setting, grid, mark_pareto, sweep
+from btr.evaluate.sweep import Point, Setting, grid, mark_pareto, short_names, sweep
 from btr.readers.bert import BertReader
 from tiny_readers import make_reader
 
@@ -24,6 +24,22 @@ def test_merging_is_tried_where_it_can_be():
     assert {s.mode for s in settings if s.intra or s.cross} == {"btr"}
     assert {s.reader for s in settings if s.intra or s.cross} == {"a"}
     assert len({s.label for s in settings}) == len(settings)
+
+
+def test_readers_are_called_by_what_tells_them_apart():
+    names = ["minilm", "runs/a/mini", "/runs/b/mini", "runs/c", ".", "./runs/c"]
+    assert short_names(names) == {
+        "minilm": "minilm",
+        "runs/a/mini": "a/mini",
+        "/runs/b/mini": "b/mini",
+        "runs/c": "runs/c",
+        ".": ".",
+        "./runs/c": "./runs/c",
+    }
+    assert short_names(["/runs/b/mini", "/runs/b/mini"]) == {"/runs/b/mini": "mini"}
+    merges = {"x/r": True, "y/r": True}
+    shown = grid([("x/r", "btr"), ("y/r", "btr")], [5], [0], [0], merges=merges)
+    assert [s.label for s in shown] == ["x/r btr, 5 passages", "y/r btr, 5 passages"]
 
 
 def test_a_point_is_on_the_front_unless_another_beats_it():

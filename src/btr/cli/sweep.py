@@ -171,6 +171,8 @@ def table(points: Sequence[Point]) -> None:
 def draw(points: Sequence[Point], path: Path, task: str) -> None:
     """Accuracy over speed; colour is the mode, shape the number of passages, the front is ringed.
 
+    Beside a point stand its ratios of merging and, of several readers, which one it is.
+
     Raises:
         UsageError: matplotlib is not installed.
     """
@@ -179,9 +181,12 @@ def draw(points: Sequence[Point], path: Path, task: str) -> None:
         from matplotlib.lines import Line2D
     except ImportError as error:
         raise UsageError("plots need matplotlib", todo="pip install matplotlib") from error
+    from btr.evaluate.sweep import counted
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     counts = sorted({p.setting.passages for p in points})
+    several = len({p.setting.reader for p in points}) > 1
     shapes = {count: MARKS[i % len(MARKS)] for i, count in enumerate(counts)}
     for p in points:
         low, high = p.interval
@@ -190,17 +195,20 @@ def draw(points: Sequence[Point], path: Path, task: str) -> None:
         axes.plot(p.queries_per_s, p.score, shapes[p.setting.passages], markersize=8,
                   color=COLOURS[p.setting.mode], markeredgecolor="black" if p.pareto else "white",
                   markeredgewidth=1.4 if p.pareto else 0.5)  # fmt: skip
-        if p.setting.intra or p.setting.cross:
-            axes.annotate(f"{p.setting.intra:g}/{p.setting.cross:g}", (p.queries_per_s, p.score),
-                          xytext=(5, -9), textcoords="offset points", fontsize=7)  # fmt: skip
-    sizes = {p.setting.mode: p.bytes_per_token for p in points}
+        merged = bool(p.setting.intra or p.setting.cross)
+        said = [f"{p.setting.intra:g}/{p.setting.cross:g}"] * merged + [p.setting.shown] * several
+        axes.annotate(" ".join(said), (p.queries_per_s, p.score), xytext=(5, -9),
+                      textcoords="offset points", fontsize=7)  # fmt: skip
+    sizes: dict[str, dict[str, None]] = {}
+    for p in points:
+        sizes.setdefault(p.setting.mode, {})[f"{p.bytes_per_token:g}"] = None
     handles = [
         Line2D([], [], color=COLOURS[mode], marker="o", linestyle="",
-               label=f"{mode}, {size:g} bytes a token" if size else mode)
-        for mode, size in sizes.items()
+               label=mode if mode == "plain" else f"{mode}, {' or '.join(found)} bytes a token")
+        for mode, found in sizes.items()
     ] + [
         Line2D([], [], color="#555555", marker=shapes[count], linestyle="",
-               label=f"{count} passages")
+               label=counted(count))
         for count in counts
     ]  # fmt: skip
     axes.legend(handles=handles, fontsize=8, loc="best")

@@ -21,6 +21,11 @@ from btr.readers.base import DEFAULT_OPTIONS, Mode, Reader, ReadOptions
 from btr.store.format import PassageState
 
 
+def counted(count: int) -> str:
+    """So many passages, in words."""
+    return "1 passage" if count == 1 else f"{count} passages"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One way to read.
@@ -33,6 +38,7 @@ class Setting:
         cross: Ratio of merging across passages.
         stored: Whether states are those that a store has; else they are made before the clock
             starts.
+        shown: What tables and plots call the reader; its name if not given.
     """
 
     reader: str
@@ -41,13 +47,13 @@ class Setting:
     intra: float = 0.0
     cross: float = 0.0
     stored: bool = False
+    shown: str = ""
 
     @property
     def label(self) -> str:
-        """For tables and plots: a folder's name without the way to it, which would fill a line."""
+        """For tables and plots."""
         merged = f", merging {self.intra:g}/{self.cross:g}" if self.intra or self.cross else ""
-        name = Path(self.reader).name or self.reader  # "." has no name
-        return f"{name} {self.mode}, {self.passages} passages{merged}"
+        return f"{self.shown or self.reader} {self.mode}, {counted(self.passages)}{merged}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +103,30 @@ def grid(
         merges: By name, whether a reader can merge tokens.
     """
     settings = []
+    readers = list(readers)
+    shown = short_names(name for name, _ in readers)
     for (name, mode), count in product(readers, passages):
         ratios = list(product(intra, cross)) if merges[name] and mode == "btr" else [(0.0, 0.0)]
-        settings += [Setting(name, mode, count, a, b) for a, b in ratios]
+        settings += [Setting(name, mode, count, a, b, shown=shown[name]) for a, b in ratios]
     return settings
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """The shortest end of each path that no other ends in: whole paths would fill a line."""
+
+    def end(name: str, parts: int) -> str:
+        return str(Path(*Path(name).parts[-parts:]))
+
+    names = list(dict.fromkeys(names))
+    short = {}
+    for name in names:
+        ends = (
+            end(name, parts)
+            for parts in range(1, len(Path(name).parts) + 1)
+            if all(end(other, parts) != end(name, parts) for other in names if other != name)
+        )
+        short[name] = next(ends, name)
+    return short
 
 
 def sweep(
