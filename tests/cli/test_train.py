@@ -205,10 +205,18 @@ def test_a_network_pretrained_with_bits_becomes_a_reader(run: Run, tmp_path, que
         words = f"The bridge {n} was built by king Olaf of stone, and the lake is salt. " * 6
         (texts / f"{n}.txt").write_text(words)
     reader = tmp_path / "mine"
-    code, _, err = run("pretrain", texts, "-o", reader, "--from", bases["t5"], "--scratch",
-                       "--layout", "3+1", "--query-budget", "16", "--passage-budget", "40",
-                       "--dev-share", "0.3", "--token-budget", "300", "--warmup", "2",
-                       "--json", tmp_path / "report.json")  # fmt: skip
+    words = ["pretrain", texts, "-o", reader, "--from", bases["t5"], "--scratch",
+             "--layout", "3+1", "--query-budget", "16", "--passage-budget", "40",
+             "--dev-share", "0.3", "--token-budget", "300", "--warmup", "2",
+             "--json", tmp_path / "report.json"]  # fmt: skip
+    code, _, err = run(*words)
+    assert code == 0, err
+    told = (texts / "3.txt").read_text()
+    (texts / "3.txt").write_text(told.replace("stone", "wood"))
+    code, _, err = run(*words)
+    assert (code, "another text sha256" in one_line(err)) == (5, True), err
+    (texts / "3.txt").write_text(told)
+    code, _, err = run(*words)
     assert code == 0, err
     assert json.loads((tmp_path / "report.json").read_text())["dev"]["nll"] > 0
     code, _, err = run("train", "--stage", "binarize", "-o", reader, "--from", reader,

@@ -8,6 +8,7 @@ the cut this is T5's own pretraining, which is what to compare with.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -208,7 +209,8 @@ def pretrain(
     )  # fmt: skip
 
     recorded = {
-        "sources": sources, "windows": len(train), "scratch": scratch, "reader": asdict(config),
+        "sources": sources, "text sha256": _digest([*train, *dev]), "scratch": scratch,
+        "reader": asdict(config),
     }  # fmt: skip
     loss = FidLoss(network, batches.collate, settings, config, recompute=recompute)
     return run_stage(
@@ -236,6 +238,14 @@ def _config(
                          )  # fmt: skip
     lower = layout[0] if layout else 0
     return replace(given, mode=mode, split_layer=lower, positions="budget", calibration=None)
+
+
+def _digest(windows: Sequence[Ids]) -> str:
+    """Of what is learned from: who goes on with other text would not give what one run gives."""
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(np.array([len(window), *window], "<i4").tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
