@@ -244,7 +244,8 @@ def _digest(windows: Sequence[Ids]) -> str:
     """Of what is learned from: who goes on with other text would not give what one run gives."""
     digest = hashlib.sha256()
     for window in windows:
-        digest.update(np.array([len(window), *window], "<i4").tobytes())
+        digest.update(len(window).to_bytes(8, "little"))
+        digest.update(np.asarray(window, "<i4").tobytes())
     return digest.hexdigest()
 
 
