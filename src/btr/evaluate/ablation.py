@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from btr.evaluate.sweep import Point, Setting
+from btr.evaluate.sweep import Point, Setting, short_names
 from btr.readers.base import Mode
 
 RATIO = 0.2
@@ -49,6 +49,7 @@ def ablation_rows(
         compressed: Whether that store is compressed.
     """
     ratio = RATIO if merges else 0.0
+    shown = short_names([reader, *others.values()])
 
     def setting(
         name: str = reader,
@@ -57,7 +58,7 @@ def ablation_rows(
         cross: float = ratio,
         stored: bool = False,
     ) -> Setting:
-        return Setting(name, mode, passages, intra, cross, stored)
+        return Setting(name, mode, passages, intra, cross, stored, shown[name])
 
     rows = [
         Row("plain reader", setting(mode="plain", intra=0, cross=0), (52.1, None, None)),

@@ -38,7 +38,7 @@ class Setting:
         cross: Ratio of merging across passages.
         stored: Whether states are those that a store has; else they are made before the clock
             starts.
-        shown: What tables and plots call the reader; its name if not given.
+        shown: What tables and plots call the reader (:func:`short_names`); its name if not given.
     """
 
     reader: str

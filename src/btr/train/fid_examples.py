@@ -22,7 +22,14 @@ from btr.errors import InputError, UsageError
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_text import FidText
 from btr.train.batches import length_batches, on_device
-from btr.train.sources import DataSettings, Rejects, find_answers, name_of, read_sources
+from btr.train.sources import (
+    DataSettings,
+    Rejects,
+    answering,
+    find_answers,
+    name_of,
+    read_sources,
+)
 from btr.train.span_examples import pad
 from btr.train.stored import StoredRows, StoredStates
 
@@ -198,21 +205,18 @@ def grounded(question: Question, most: int) -> Question:
     retrieved passages few hold one, and who is taught answers that stand nowhere learns to guess.
     Classes and letters stand nowhere and stay, as do answers that no passage holds.
     """
-    chosen = list(question.contexts[:most])
+    chosen = question.contexts[:most]
     if question.label:
-        return replace(question, contexts=tuple(chosen))
-
-    def holds(passage: Passage) -> bool:
-        return bool(find_answers(passage.text, question.answers))
-
-    if not any(map(holds, chosen)):
-        chosen[-1:] = [next(filter(holds, question.contexts[most:]), chosen[-1])]
+        return replace(question, contexts=chosen)
+    first = next(answering(question), chosen[0])
+    if first not in chosen:
+        chosen = (*chosen[:-1], first)
     standing = tuple(
         answer
         for answer in question.answers
         if any(find_answers(passage.text, (answer,)) for passage in chosen)
     )
-    return replace(question, contexts=tuple(chosen), answers=standing or question.answers)
+    return replace(question, contexts=chosen, answers=standing or question.answers)
 
 
 @dataclass

@@ -48,7 +48,7 @@ from btr.train.fid_pass import TrainingPass
 from btr.train.layer_fit import fit_encoder
 from btr.train.least_squares import as_linear, nearest_map
 from btr.train.loop import LoopSettings
-from btr.train.sources import DataSettings, Rejects, find_answers, parse_source, read_sources
+from btr.train.sources import DataSettings, Rejects, answering, parse_source, read_sources
 from btr.train.stage import Places, StageLoss, StageSettings, run_stage
 from btr.train.t5_from_bert import t5_from_bert
 from btr.train.token_codes import TokenCodes, token_codes
@@ -187,8 +187,7 @@ def read_pairs(
     for _, question, is_dev in read_sources(settings, rejects):
         if not question.contexts or (is_dev and len(dev) == DEV_PAIRS):
             continue
-        answering = (p for p in question.contexts if find_answers(p.text, question.answers))
-        passage = next(answering, question.contexts[0])
+        passage = next(answering(question), question.contexts[0])
         (dev if is_dev else train).append(tokenizer.pair(asked(question), passage))
     return train, dev
 

@@ -13,8 +13,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
+from btr.data.passages import Passage
 from btr.data.questions import Question, read_questions
 from btr.errors import InputError, UsageError
 from btr.evaluate.run import NO_PASSAGE, labels_in
@@ -81,6 +83,11 @@ def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
         pattern += r"(?!\w)" if words[-1][-1].isalnum() else ""
         spans |= {m.span() for m in re.finditer(pattern, text, re.IGNORECASE)}
     return sorted(spans)
+
+
+def answering(question: Question) -> Iterator[Passage]:
+    """The passages of a question that hold an answer, in their order."""
+    return (p for p in question.contexts if find_answers(p.text, question.answers))
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,5 @@ def read_sources(
 
 def _key(question: Question) -> str:
     """The text that decides whether a question is held out."""
-    for passage in question.contexts:
-        if find_answers(passage.text, question.answers):
-            return passage.text
-    return question.contexts[0].text if question.contexts else question.question
+    passage = next(chain(answering(question), question.contexts), None)
+    return question.question if passage is None else passage.text

@@ -11,7 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from btr.data.passages import Passage
 from btr.data.questions import Question, asked
 from btr.errors import InputError
-from btr.train.sources import DataSettings, Rejects, Source, find_answers, name_of, read_sources
+from btr.train.sources import (
+    DataSettings,
+    Rejects,
+    Source,
+    answering,
+    find_answers,
+    name_of,
+    read_sources,
+)
 from btr.train.span_examples import SpanData, SpanDataBuilder, SpanExample
 
 NEGATIVES = 4
@@ -151,11 +159,11 @@ def _add_class(
 
 def _dev_question(builder: SpanDataBuilder, question: Question) -> DevQuestion | None:
     """A question over its first passage that holds an answer, if one does."""
-    for passage in question.contexts:
-        if find_answers(passage.text, question.answers):
-            if not builder.add(builder.question(asked(question)), passage, question.answers):
-                return None
-            _, offsets, text_start = builder.passage(passage)
-            example = builder.data.examples[-1]
-            return DevQuestion(example, passage.text, offsets, text_start, question.answers)
-    return None
+    passage = next(answering(question), None)
+    if passage is None or not builder.add(
+        builder.question(asked(question)), passage, question.answers
+    ):
+        return None
+    _, offsets, text_start = builder.passage(passage)
+    example = builder.data.examples[-1]
+    return DevQuestion(example, passage.text, offsets, text_start, question.answers)
