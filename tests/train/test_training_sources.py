@@ -75,6 +75,10 @@ def test_the_dev_split_can_be_written(tmp_path, capsys):
     assert dev_split.main([str(tmp_path / "x.gz"), str(tmp_path / "none.jsonl")]) == 3
     assert "none.jsonl" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "x.gz").exists()
+    with pytest.raises(SystemExit) as ended:
+        dev_split.main([str(out), str(source.path), "--dev-share", "4"])
+    assert ended.value.code == 2
+    assert "--dev-share is above 0" in capsys.readouterr().err
 
 
 def test_passages_without_the_answer_are_negatives(tmp_path, tokenizer):
@@ -185,6 +189,9 @@ def test_answers_are_whole_words_in_any_case():
     assert [text[a:b] for a, b in spans] == ["the Cat", "Cat", "cat", "cat"]
     assert find_answers("It cost 3,000 (about).", ["(about)"]) == [(14, 21)]
     assert find_answers("nothing here", ["", "absent"]) == []
+    # Letters that lower case alone would not bring together.
+    assert find_answers("at 300 \u212aELVIN", ["kelvin"]) == [(7, 13)]
+    assert find_answers("THE SUN", ["the \u017fun"]) == [(0, 7)]
 
 
 def test_dev_is_a_split_by_passage():

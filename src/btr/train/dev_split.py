@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dev-share", type=float, default=DataSettings.dev_share,
                         help="of the training [%(default)s]")  # fmt: skip
     given = parser.parse_args(arguments)
+    if not 0 < given.dev_share <= 0.5:
+        parser.error(f"--dev-share is above 0 and at most 0.5, not {given.dev_share}")
     files = tuple(Source(path) for path in given.data)
     sources = DataSettings(files, dev_share=given.dev_share)
     held_out = (

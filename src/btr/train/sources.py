@@ -74,9 +74,14 @@ def name_of(source: str, question: Question) -> str:
 def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
     """Character spans of whole-word, case-insensitive occurrences of any answer in ``text``."""
     spans: set[tuple[int, int]] = set()
+    # Most answers stand nowhere, and a plain search says so in a third of the time. In ASCII alone:
+    # there lower case is all that ignoring case means.
+    lowered = text.lower() if text.isascii() else None
     for answer in answers:
         words = answer.split()
         if not words:
+            continue
+        if lowered is not None and answer.isascii() and max(words, key=len).lower() not in lowered:
             continue
         pattern = r"\s+".join(re.escape(w) for w in words)
         pattern = (r"(?<!\w)" if words[0][0].isalnum() else "") + pattern
