@@ -10,7 +10,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=gli
 
 mkdir -p "$runs"
 distant=("$data/nq_bm25.jsonl.gz" "$data/triviaqa_bm25.jsonl.gz" "$data/webquestions_bm25.jsonl.gz")
-squad=$data/squad.jsonl.gz qamr=$data/qamr.jsonl.gz
+squad=$data/squad.jsonl.gz qamr=$data/qamr.jsonl.gz fever=$data/fever.jsonl.gz
 budgets=(--query-budget 48 --passage-budget 208 --answer-budget 24)
 
 # What minilm sees in questions with a passage, by least squares and then by training; a decoder that copies.
@@ -20,15 +20,23 @@ python -m btr.train.reader_distillation "$squad" "$qamr=0.45" "${distant[@]}" -o
 # step OUTPUT ...
 step() {
     btr train -o "$1" "${distant[@]/#/--data=}" --data "$squad" --data "$qamr=0.3" --score-on squad --dev-share 0.03 --dropout 0 \
-        --relative-lr --lr 1e-3 --warmup 30 --epochs 1 --precision "$precision" "${@:2}"
+        --relative-lr --warmup 30 --epochs 1 --precision "$precision" "${@:2}"
 }
 
-# Step 1, a passage a question, then several.
-step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" --passages 1 --steps 420
-step "$runs/t5-second" --stage reader --from "$runs/t5-first/plain" "${budgets[@]}" --passages 1 --steps 600 --seed 2
-several=(--score-on nq_bm25 --passages 4 --distractors 1 --lr 5e-4)
-step "$runs/t5-mini" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --steps 420 --seed 3
+# Step 1: a passage a question, then several, then with claims; the mean of the last three, and on from there.
+single=(--passages 1 --lr 1e-3)
+several=(--score-on nq_bm25 --passages 4 --distractors 1)
+step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" "${single[@]}" --steps 420
+step "$runs/t5-second" --stage reader --from "$runs/t5-first/plain" "${budgets[@]}" "${single[@]}" --steps 600 --seed 2
+step "$runs/t5-third" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --lr 5e-4 --steps 420 --seed 3
+step "$runs/t5-fourth" --stage reader --from "$runs/t5-third/plain" "${budgets[@]}" "${several[@]}" --lr 8e-4 --steps 800 --seed 7 \
+    --data "$fever" --score-on fever
+if [ ! -d "$runs/t5-mean/plain" ]; then
+    python -m btr.train.average "$runs/t5-mean/plain" "$runs"/t5-{second,third,fourth}/plain
+fi
+step "$runs/t5-mini" --stage reader --from "$runs/t5-mean/plain" "${budgets[@]}" "${several[@]}" --passages 2 --lr 8e-4 --steps 560 --seed 11 --average 0.4
 
 # Steps 2 and 3: not run yet.
-step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --state-weight 0.2 --answer-weight 1 --seed 4
-step "$runs/t5-mini" --stage binarize "${several[@]}" --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --seed 5
+several+=(--lr 5e-4 --warmup 20)
+step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --state-weight 0.2 --answer-weight 1 --steps 150 --seed 8
+step "$runs/t5-mini" --stage binarize "${several[@]}" --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --steps 170 --seed 9

@@ -13,7 +13,7 @@ from btr.train import loop as training
 from btr.train.loop import Loop, LoopSettings, Loss
 from btr.train.optimizer import MasterAdamW
 
-SETTINGS = LoopSettings(epochs=3, lr=0.05, warmup=2, state_minutes=0.0)
+SETTINGS = LoopSettings(epochs=3, lr=0.05, warmup=2, state_minutes=0.0, average=0.4)
 
 
 class KilledError(Exception):
@@ -44,7 +44,12 @@ def build(folder: Path, *, die_at: int | None = None, settings: LoopSettings = S
         plan=lambda epoch: [100 * epoch + i for i in range(7)],
         loss=Mse(),
         make_optimizer=lambda total: MasterAdamW(
-            network.named_parameters(), lr=settings.lr, weight_decay=0.01, warmup=2, total=total
+            network.named_parameters(),
+            lr=settings.lr,
+            weight_decay=0.01,
+            warmup=2,
+            total=total,
+            average=settings.average,
         ),
         evaluate=lambda: {"score": float(steps["n"])},
         keep=lambda: kept.append(1.0),

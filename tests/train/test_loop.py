@@ -19,8 +19,8 @@ from btr.train.loop import LoopSettings
 def test_killed_and_resumed_equals_not_killed(tmp_path: Path, die_at: int):
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
-    loop, whole, steps = build(tmp_path / "whole")
-    loop.run()
+    unbroken, whole, steps = build(tmp_path / "whole")
+    unbroken.run()
     assert steps["n"] == 21
     loop, _, _ = build(tmp_path / "cut", die_at=die_at)
     with pytest.raises(KilledError):
@@ -30,6 +30,32 @@ def test_killed_and_resumed_equals_not_killed(tmp_path: Path, die_at: int):
     assert steps["n"] == 21 - die_at
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         assert torch.equal(a, b)
+    for name, mean in unbroken.optimizer.result.items():
+        assert torch.equal(mean, loop.optimizer.result[name])
+
+
+def test_dev_sees_the_mean_of_the_last_weights_and_it_is_kept(tmp_path: Path):
+    loop, network, steps = build(tmp_path)
+    name, parameter = next(iter(network.named_parameters()))
+    masters, seen, step = [], {}, loop.optimizer.step
+
+    def noted(number: int) -> float:
+        norm = step(number)
+        masters.append(loop.optimizer.masters[name].detach().clone())
+        return norm
+
+    def look() -> dict[str, float]:
+        seen[steps["n"]] = parameter.detach().clone()
+        return {"score": float(steps["n"])}
+
+    loop.optimizer.step, loop.evaluate = noted, look
+    loop.run()
+    mean = torch.stack(masters[-8:]).mean(0)
+    torch.testing.assert_close(loop.optimizer.result[name], mean)
+    assert not torch.allclose(mean, masters[-1])
+    assert torch.equal(seen[7], masters[6].bfloat16())
+    assert torch.equal(seen[21], loop.optimizer.result[name].bfloat16())
+    assert torch.equal(parameter, masters[-1].bfloat16())
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path):

@@ -83,6 +83,10 @@ def train(
         bool, typer.Option("--relative-lr", help="The rate is relative to each matrix's size, as "
                            "Adafactor's: for T5, then about 1e-3.")
     ] = False,
+    average: Annotated[
+        float, typer.Option("--average", min=0, max=1, help="Keep the mean of the weights over "
+                            "this last share of the steps.")
+    ] = 0.0,
     warmup: WarmupOption = 200,
     token_budget: Annotated[
         int | None,
@@ -219,7 +223,7 @@ def train(
         LoopSettings(
             epochs, lr or 1e-4, steps=steps or 0, accumulate=accumulate,
             evaluate_every=evaluate_every, patience=patience, warmup=warmup, seed=seed,
-            relative=relative_lr,
+            relative=relative_lr, average=average,
         ),
         token_budget=token_budget or 6000,
         task_weight=task_weight,

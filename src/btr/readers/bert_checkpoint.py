@@ -12,18 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerBase
 
 from btr.binarize import PostNormBinarizer
-from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.errors import CorruptError, IncompatibleError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import load_tokenizer
 from btr.readers.checkpoint import (
     check_tensors,
+    load_tensors,
     packaged_embeddings,
     parse_section,
     read_config,
@@ -119,15 +120,7 @@ def load_network(
     """
     check_digests(folder)
     described = read_config(folder)
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise InputError("not a checkpoint folder", where=str(folder),
-                         expected="config.json and model.safetensors",
-                         found="no model.safetensors") from error  # fmt: skip
-    except Exception as error:
-        raise CorruptError("checkpoint cannot be read", where=str(folder), found=str(error),
-                           todo="fetch it again") from error  # fmt: skip
+    tensors = load_tensors(folder)
     if described.get("model_type") != "bert":
         raise IncompatibleError("not a BERT checkpoint", where=str(folder / "config.json"),
                                 expected="model_type bert",

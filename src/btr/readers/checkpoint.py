@@ -120,6 +120,24 @@ def parse_section(
     return config
 
 
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights as they are in its file.
+
+    Raises:
+        InputError: There is no such file.
+        CorruptError: It cannot be read.
+    """
+    try:
+        return load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise InputError("not a checkpoint folder", where=str(folder),
+                         expected="config.json and model.safetensors",
+                         found="no model.safetensors") from error  # fmt: skip
+    except Exception as error:
+        raise CorruptError("checkpoint cannot be read", where=str(folder), found=str(error),
+                           todo="fetch it again") from error  # fmt: skip
+
+
 def packaged_embeddings(name: str) -> Tensor:
     """Word embeddings of a packaged BERT, ``[V, d]`` float32.
 

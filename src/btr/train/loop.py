@@ -62,6 +62,8 @@ class LoopSettings:
         state_minutes: Between two states on disk; there is also one after every look at dev.
         max_bad_steps: Steps in a row without a finite loss after which the run ends.
         relative: The rate is in proportion to each parameter's size.
+        average: Of the steps, the last ones, as a share, whose weights' mean is kept; 0 to keep
+            weights as they are.
     """
 
     epochs: int
@@ -76,6 +78,7 @@ class LoopSettings:
     state_minutes: float = 5.0
     max_bad_steps: int = 5
     relative: bool = False
+    average: float = 0.0
 
 
 def save_state(folder: Path, optimizer: MasterAdamW, record: dict[str, object]) -> None:
@@ -255,7 +258,10 @@ class Loop(Generic[Batch]):
 
     def _look(self) -> dict[str, float]:
         """Dev figures, worked out in the first process; the others get their score alone."""
-        figures = self.evaluate() if self.accelerator.is_main_process else {}
+        figures: dict[str, float] = {}
+        if self.accelerator.is_main_process:
+            with self.optimizer.showing_result():
+                figures = self.evaluate()
         score = torch.tensor(figures.get("score", 0.0), device=self.accelerator.device)
         return figures | {"score": float(broadcast(score))}
 

@@ -7,7 +7,8 @@ forward pass, and activations stay 16 bits wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class MasterAdamW:
         warmup: Steps of linear warm-up.
         total: Steps until the rate has fallen linearly to 0.
         clip: Largest norm of the whole gradient.
+        average: Of the last steps, the share whose weights' mean is what training ends with; 0 for
+            the last weights alone.
         relative: Steps of each parameter in proportion to the root of its mean square at the start
             (of 0.001 at least), as Adafactor's (arXiv 1804.04235, section 8). A T5's matrices
             differ in size by orders of magnitude, and so does what a step of one size does to them.
@@ -38,6 +41,7 @@ class MasterAdamW:
         warmup: int,
         total: int,
         clip: float = 1.0,
+        average: float = 0.0,
         relative: bool = False,
     ) -> None:
         self.parameters = dict(named)
@@ -54,6 +58,9 @@ class MasterAdamW:
             [*groups.values()], lr=lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True
         )
         self.lr, self.warmup, self.total, self.clip = lr, warmup, total, clip
+        self.average_from = total - int(average * total)
+        self.means: dict[str, Tensor] = {}
+        self.counted = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of step ``step`` (from 0), before it is made relative."""
@@ -79,22 +86,50 @@ class MasterAdamW:
             group["lr"] = self.rate(step) * group["size"]
         self.adam.step()
         self.copy_back()
+        if step >= self.average_from:
+            self._count()
         return norm
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        """Take the masters into the means."""
+        self.counted += 1
+        for name, master in self.masters.items():
+            mean = self.means.setdefault(name, torch.zeros_like(master))
+            mean.lerp_(master, 1 / self.counted)
+
+    @property
+    def result(self) -> dict[str, Tensor]:
+        """What training ends with, if it ends now: the means, or the masters without any."""
+        return self.means or dict(self.masters)
 
     def clear(self) -> None:
         """Drop the gradients that lie on the parameters."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    @torch.no_grad()
     def copy_back(self) -> None:
         """Masters to the network's own parameters."""
+        self._show(self.masters)
+
+    @contextmanager
+    def showing_result(self) -> Iterator[None]:
+        """The network's own parameters are :attr:`result` for a while."""
+        self._show(self.result)
+        yield
+        self.copy_back()
+
+    @torch.no_grad()
+    def _show(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.masters[name])
+            parameter.copy_(weights[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on exactly: masters and both moments, as flat tensors."""
+        """Everything needed to go on exactly, as flat tensors: masters, means, both moments."""
         tensors = {f"master.{n}": m.detach() for n, m in self.masters.items()}
+        if self.counted:
+            tensors |= {f"mean.{n}": mean for n, mean in self.means.items()}
+            tensors["counted"] = torch.tensor(self.counted)
         for name, master in self.masters.items():
             for key, value in self.adam.state[master].items():
                 tensors[f"{key}.{name}"] = value
@@ -103,8 +138,11 @@ class MasterAdamW:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave."""
+        self.counted = int(tensors["counted"]) if "counted" in tensors else 0
         for name, master in self.masters.items():
             master.copy_(tensors[f"master.{name}"])
+            if self.counted:
+                self.means[name] = tensors[f"mean.{name}"].to(master.device)
             self.adam.state[master].update(
                 {
                     key: tensors[f"{key}.{name}"].to(master.device)

@@ -197,14 +197,14 @@ def run_stage(
         rates = settings.loop
         return MasterAdamW(
             named, lr=rates.lr, weight_decay=rates.weight_decay, warmup=rates.warmup, total=total,
-            relative=rates.relative,
+            average=rates.average, relative=rates.relative,
         )  # fmt: skip
 
     def keep() -> None:
         # The masters, not their 16-bit shadows: half of the precision would be lost otherwise, and
         # what stayed as it was would change.
         exact = copy.deepcopy(loss.network).cpu().float()
-        kept = frozen | loop.optimizer.masters
+        kept = frozen | loop.optimizer.result
         with torch.no_grad():
             for name, parameter in exact.named_parameters():
                 parameter.copy_(kept[f"network.{name}"])
