@@ -23,7 +23,7 @@ step() {
         --relative-lr --warmup 30 --epochs 1 --precision "$precision" "${@:2}"
 }
 
-# Step 1: a passage a question, then several, then with claims; the mean of the last three, and on from there.
+# Step 1: a passage a question, then several, then with claims; on from the mean of these; and slower, from the mean of all.
 single=(--passages 1 --lr 1e-3)
 several=(--score-on nq_bm25 --passages 4 --distractors 1)
 step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" "${single[@]}" --steps 420
@@ -31,10 +31,16 @@ step "$runs/t5-second" --stage reader --from "$runs/t5-first/plain" "${budgets[@
 step "$runs/t5-third" --stage reader --from "$runs/t5-second/plain" "${budgets[@]}" "${several[@]}" --lr 5e-4 --steps 420 --seed 3
 step "$runs/t5-fourth" --stage reader --from "$runs/t5-third/plain" "${budgets[@]}" "${several[@]}" --lr 8e-4 --steps 800 --seed 7 \
     --data "$fever" --score-on fever
-if [ ! -d "$runs/t5-mean/plain" ]; then
-    python -m btr.train.average "$runs/t5-mean/plain" "$runs"/t5-{second,third,fourth}/plain
-fi
-step "$runs/t5-mini" --stage reader --from "$runs/t5-mean/plain" "${budgets[@]}" "${several[@]}" --passages 2 --lr 8e-4 --steps 560 --seed 11 --average 0.4
+
+# mean OUTPUT CHECKPOINT...
+mean() {
+    if [ ! -d "$1" ]; then python -m btr.train.average "$@"; fi
+}
+three=("$runs"/t5-{second,third,fourth}/plain) fifth=$runs/t5-fifth/plain two=(--passages 2)
+mean "$runs/t5-three/plain" "${three[@]}"
+step "$runs/t5-fifth" --stage reader --from "$runs/t5-three/plain" "${budgets[@]}" "${several[@]}" "${two[@]}" --lr 8e-4 --steps 560 --seed 11 --average 0.4
+mean "$runs/t5-six/plain" "${three[@]}" "$fifth" "$fifth" "$fifth"
+step "$runs/t5-mini" --stage reader --from "$runs/t5-six/plain" "${budgets[@]}" "${several[@]}" "${two[@]}" --lr 2.5e-4 --steps 600 --seed 13 --average 0.5
 
 # Steps 2 and 3: not run yet.
 several+=(--lr 5e-4 --warmup 20)
