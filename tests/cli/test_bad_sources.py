@@ -69,25 +69,26 @@ def test_allowed_rejects(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert report["counts"]["read"] == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "text"),
-    [
-        ("a.jsonl", 'é{"x":1}\n'.encode("latin-1") * 200, "the file is not UTF-8"),
-        ("a.jsonl", GOOD.decode().encode("utf-16"), "expected UTF-8, found UTF-16"),
-        ("a.jsonl", b"", "the sources give no passages"),
-        ("a.jsonl", b"\n \n", "the sources give no passages"),
-        ("a.jsonl", b"[]\n", "the sources give no passages"),
-        ("a.txt", b" \n", "the sources give no passages"),
-        ("a.pdf", b"%PDF-1.4 nothing", "the sources give no passages"),
-        ("a.docx", b"x", "a source of a type that btr does not read"),
-        ("a.jsonl.gz", gzip.compress(b" " * (100 << 20)), "expands suspiciously"),
-        ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-12], "truncated gzip file"),
-        ("a.jsonl.gz", b"no gzip", "damaged gzip data"),
-    ],
-)
-def test_sources_that_cannot_be_used(
-    run: Run, tiny: Path, tmp_path: Path, name: str, data: bytes, text: str
-) -> None:
+# By name: pytest would name a case by its bytes, and a gzip header holds the time, so that two
+# workers collecting a second apart would not have the same tests.
+UNUSABLE: dict[str, tuple[str, bytes, str]] = {
+    "latin-1": ("a.jsonl", 'é{"x":1}\n'.encode("latin-1") * 200, "the file is not UTF-8"),
+    "utf-16": ("a.jsonl", GOOD.decode().encode("utf-16"), "expected UTF-8, found UTF-16"),
+    "empty": ("a.jsonl", b"", "the sources give no passages"),
+    "blank lines": ("a.jsonl", b"\n \n", "the sources give no passages"),
+    "only rejects": ("a.jsonl", b"[]\n", "the sources give no passages"),
+    "blank text file": ("a.txt", b" \n", "the sources give no passages"),
+    "not a pdf": ("a.pdf", b"%PDF-1.4 nothing", "the sources give no passages"),
+    "docx": ("a.docx", b"x", "a source of a type that btr does not read"),
+    "gzip bomb": ("a.jsonl.gz", gzip.compress(b" " * (100 << 20)), "expands suspiciously"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-12], "truncated gzip file"),
+    "not gzip": ("a.jsonl.gz", b"no gzip", "damaged gzip data"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_sources_that_cannot_be_used(run: Run, tiny: Path, tmp_path: Path, case: str) -> None:
+    name, data, text = UNUSABLE[case]
     (tmp_path / name).write_bytes(data)
     status, _, err = run("index", tmp_path / name, "-o", tmp_path / "s", "--reader", tiny)
     assert status == 3
