@@ -153,4 +153,4 @@ def test_bad_input_is_one_line(tmp_path, capsys) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text('{"model_type": "bert"}')
     assert main([str(tmp_path / "x"), str(tmp_path / "few.jsonl")]) == 3
-    assert "only readers of btr" in one_line(capsys.readouterr().err)
+    assert "no reader of btr" in one_line(capsys.readouterr().err)

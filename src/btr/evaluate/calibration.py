@@ -30,9 +30,7 @@ import numpy as np
 
 from btr.data.lines import read_numbered_records
 from btr.errors import BtrError, InputError
-from btr.files import copy_file, replaced_folder
-from btr.readers.checkpoint import read_config
-from btr.readers.digests import DIGESTS, check_digests, write_digests
+from btr.readers.checkpoint import read_reader, rewrite_checkpoint
 from btr.readers.t5_citations import confidence
 
 REFUSED = 0.05
@@ -112,22 +110,11 @@ def calibrate(checkpoint: Path, predictions: Path) -> dict[str, float]:
         InputError: A checkpoint without a btr section, or no usable predictions.
         CorruptError: The checkpoint is damaged.
     """
-    check_digests(checkpoint)
-    described = read_config(checkpoint)
-    section = described.get("btr")
-    if not isinstance(section, dict):
-        raise InputError("only readers of btr are calibrated", where=str(checkpoint),
-                         expected="a checkpoint with a btr section")  # fmt: skip
+    described, section = read_reader(checkpoint)
     fit = _fit_confidence if section.get("family") == "t5" else _fit_abstention
     settings, report = fit(section, predictions)
     section |= settings
-    with replaced_folder(checkpoint) as beside:
-        for file in sorted(checkpoint.iterdir()):
-            if file.is_file() and file.name not in ("config.json", DIGESTS):
-                copy_file(file, beside / file.name)
-        text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-        (beside / "config.json").write_text(text, encoding="utf-8")
-        write_digests(beside)
+    rewrite_checkpoint(checkpoint, checkpoint, described)
     return report
 
 

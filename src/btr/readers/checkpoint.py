@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from btr.errors import CorruptError, IncompatibleError, InputError
+from btr.files import copy_file, replaced_folder
 from btr.models import resolve
+from btr.readers.digests import DIGESTS, check_digests, write_digests
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     Section = TypeVar("Section", bound=DataclassInstance)
+
+WEIGHTS = "model.safetensors"
 
 
 @contextmanager
@@ -64,6 +68,51 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CorruptError("checkpoint cannot be read", where=str(path), expected="a JSON object",
                            todo="fetch it again")  # fmt: skip
     return described
+
+
+def read_reader(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of a reader of btr, its files checked, and the ``btr`` section in it.
+
+    Raises:
+        InputError: There is no checkpoint, or it is not btr's.
+        CorruptError: It is damaged.
+    """
+    check_digests(folder)
+    described = read_config(folder)
+    section = described.get("btr")
+    if not isinstance(section, dict):
+        raise InputError("no reader of btr", where=str(folder),
+                         expected="a checkpoint with a btr section")  # fmt: skip
+    return described, section
+
+
+def rewrite_checkpoint(
+    source: Path,
+    target: Path,
+    described: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint like another one, with another configuration.
+
+    Args:
+        source: The other one.
+        target: Where to; ``source`` itself is replaced as a whole.
+        described: The configuration.
+        tensors: Other weights as well; None keeps them.
+
+    Raises:
+        ResourceError: No space.
+    """
+    own = {"config.json", DIGESTS} | ({WEIGHTS} if tensors is not None else set())
+    with replaced_folder(target) as beside:
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.name not in own:
+                copy_file(file, beside / file.name)
+        if tensors is not None:
+            save_file(dict(tensors), beside / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+        (beside / "config.json").write_text(text, encoding="utf-8")
+        write_digests(beside)
 
 
 def parse_section(
@@ -128,7 +177,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
         CorruptError: It cannot be read.
     """
     try:
-        return load_file(folder / "model.safetensors")
+        return load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise InputError("not a checkpoint folder", where=str(folder),
                          expected="config.json and model.safetensors",

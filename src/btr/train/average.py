@@ -9,21 +9,19 @@ steps' few questions did by chance is averaged out.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from btr.errors import BtrError, InputError, UsageError
-from btr.files import copy_file, explaining, replaced_folder
-from btr.readers.checkpoint import check_tensors, load_tensors, read_config
-from btr.readers.digests import DIGESTS, check_digests, write_digests
-
-WEIGHTS = "model.safetensors"
+from btr.files import explaining
+from btr.readers.checkpoint import (
+    WEIGHTS,
+    check_tensors,
+    load_tensors,
+    read_reader,
+    rewrite_checkpoint,
+)
 
 
 def average_checkpoints(output: Path, checkpoints: Sequence[Path]) -> None:
@@ -46,50 +44,35 @@ def average_checkpoints(output: Path, checkpoints: Sequence[Path]) -> None:
         raise UsageError("the folder is there already", where=str(output),
                          todo="remove it or give another")  # fmt: skip
     first = checkpoints[0]
-    described = _configuration(first)
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    for checkpoint in checkpoints:
-        check_digests(checkpoint)
-        for what, mine, other in (
-            ("configuration", described, _configuration(checkpoint)),
-            ("tokenizer", _tokenizer(first), _tokenizer(checkpoint)),
+    described, tokenizer = _kind(first)
+    found = load_tensors(first)
+    dtypes = {name: tensor.dtype for name, tensor in found.items()}
+    sums = {name: tensor.float() for name, tensor in found.items()}
+    check_tensors(sums, sums, str(first / WEIGHTS))
+    for checkpoint in checkpoints[1:]:
+        other, other_tokenizer = _kind(checkpoint)
+        for what, same in (
+            ("configuration", other == described),
+            ("tokenizer", other_tokenizer == tokenizer),
         ):
-            if mine != other:
+            if not same:
                 raise InputError(f"another {what} than the first", where=str(checkpoint),
                                  todo=f"give checkpoints like {first}")  # fmt: skip
         found = load_tensors(checkpoint)
-        dtypes = dtypes or {name: tensor.dtype for name, tensor in found.items()}
-        sums = sums or {name: torch.zeros_like(t).float() for name, t in found.items()}
         check_tensors(found, sums, str(checkpoint / WEIGHTS))
         for name, tensor in found.items():
             sums[name] += tensor.float()
     means = {name: (x / len(checkpoints)).to(dtypes[name]) for name, x in sums.items()}
-    with replaced_folder(output) as beside:
-        for file in sorted(first.iterdir()):
-            if file.is_file() and file.name not in (WEIGHTS, "config.json", DIGESTS):
-                copy_file(file, beside / file.name)
-        save_file(means, beside / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-        (beside / "config.json").write_text(text, encoding="utf-8")
-        write_digests(beside)
+    rewrite_checkpoint(first, output, described, means)
 
 
-def _configuration(checkpoint: Path) -> dict[str, object]:
-    """A reader's configuration without what was fitted to its answers."""
-    described = read_config(checkpoint)
-    section = described.get("btr")
-    if not isinstance(section, dict):
-        raise InputError("no reader of btr", where=str(checkpoint),
-                         expected="a checkpoint with a btr section")  # fmt: skip
+def _kind(checkpoint: Path) -> tuple[dict[str, object], bytes]:
+    """What must be equal: the configuration but what was fitted to answers, and the tokenizer."""
+    described, section = read_reader(checkpoint)
     unfitted = {"calibration": None, "abstention": 0.0}
-    known = {name: value for name, value in unfitted.items() if name in section}
-    return {**described, "btr": section | known}
-
-
-def _tokenizer(checkpoint: Path) -> bytes:
+    section |= {name: value for name, value in unfitted.items() if name in section}
     with explaining(checkpoint / "tokenizer.json"):
-        return (checkpoint / "tokenizer.json").read_bytes()
+        return described, (checkpoint / "tokenizer.json").read_bytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

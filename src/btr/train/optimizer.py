@@ -101,7 +101,7 @@ class MasterAdamW:
     @property
     def result(self) -> dict[str, Tensor]:
         """What training ends with, if it ends now: the means, or the masters without any."""
-        return self.means or dict(self.masters)
+        return self.means or self.masters
 
     def clear(self) -> None:
         """Drop the gradients that lie on the parameters."""

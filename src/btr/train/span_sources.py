@@ -160,9 +160,10 @@ def _add_class(
 def _dev_question(builder: SpanDataBuilder, question: Question) -> DevQuestion | None:
     """A question over its first passage that holds an answer, if one does."""
     passage = next(answering(question), None)
-    if passage is None or not builder.add(
-        builder.question(asked(question)), passage, question.answers
-    ):
+    if passage is None:
+        return None
+    number = builder.question(asked(question))
+    if not builder.add(number, passage, question.answers):
         return None
     _, offsets, text_start = builder.passage(passage)
     example = builder.data.examples[-1]
