@@ -148,6 +148,18 @@ def test_copy_and_folders(tmp_path: Path) -> None:
     assert list(files.list_tree(tmp_path)) == [("a", False), ("c", True)]
 
 
+def test_a_replaced_folder_is_read_by_whom_a_new_one_is(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        with files.replaced_folder(tmp_path / "a") as beside:
+            (beside / "weights").touch(0o600)  # as safetensors makes its files
+            (beside / "config").touch()
+    finally:
+        os.umask(old)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "a").iterdir()}
+    assert modes == {"weights": 0o640, "config": 0o640}
+
+
 def test_a_lock_has_one_holder_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     lock = files.FileLock(path)

@@ -23,7 +23,7 @@ step() {
         --relative-lr --warmup 30 --epochs 1 --precision "$precision" "${@:2}"
 }
 
-# Step 1: a passage a question, then several, then with claims; on from the mean of these; and slower, from the mean of all.
+# Step 1: a passage a question, then several, then with claims; on from the mean of these; slower, from the mean of all; and the mean with that.
 single=(--passages 1 --lr 1e-3)
 several=(--score-on nq_bm25 --passages 4 --distractors 1)
 step "$runs/t5-first" --stage reader --from "$runs/t5-distilled/plain" "${budgets[@]}" "${single[@]}" --steps 420
@@ -40,9 +40,10 @@ three=("$runs"/t5-{second,third,fourth}/plain) fifth=$runs/t5-fifth/plain two=(-
 mean "$runs/t5-three/plain" "${three[@]}"
 step "$runs/t5-fifth" --stage reader --from "$runs/t5-three/plain" "${budgets[@]}" "${several[@]}" "${two[@]}" --lr 8e-4 --steps 560 --seed 11 --average 0.4
 mean "$runs/t5-six/plain" "${three[@]}" "$fifth" "$fifth" "$fifth"
-step "$runs/t5-mini" --stage reader --from "$runs/t5-six/plain" "${budgets[@]}" "${several[@]}" "${two[@]}" --lr 2.5e-4 --steps 600 --seed 13 --average 0.5
+step "$runs/t5-sixth" --stage reader --from "$runs/t5-six/plain" "${budgets[@]}" "${several[@]}" "${two[@]}" --lr 2.5e-4 --steps 600 --seed 13 --average 0.5
+mean "$runs/t5-mini/plain" "$runs/t5-six/plain" "$runs/t5-sixth/plain"
 
-# Steps 2 and 3: not run yet.
-several+=(--lr 5e-4 --warmup 20)
-step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --state-weight 0.2 --answer-weight 1 --steps 150 --seed 8
-step "$runs/t5-mini" --stage binarize "${several[@]}" --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --steps 170 --seed 9
+# Steps 2 and 3.
+several+=("${two[@]}" --warmup 20 --average 0.4)
+step "$runs/t5-mini" --stage decompose --layout 3+3 "${several[@]}" --lr 6e-4 --state-weight 0.2 --answer-weight 1 --steps 260 --seed 8
+step "$runs/t5-mini" --stage binarize "${several[@]}" --lr 5e-4 --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --steps 260 --seed 9

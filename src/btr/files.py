@@ -375,12 +375,17 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """Write a folder that libraries fill, beside ``folder``, and put it in its place at the end.
 
     After a kill at any moment ``folder`` or ``<folder>.old`` is whole; after an error inside,
-    ``folder`` is untouched. Parents are made.
+    ``folder`` is untouched. Parents are made. Whoever may read a new folder may read its files:
+    safetensors would keep its own for their owner.
     """
     beside, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     yield beside
+    readable = beside.stat().st_mode & 0o666
+    for file in beside.iterdir():
+        if file.is_file():
+            file.chmod(readable)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         rename(folder, old)
