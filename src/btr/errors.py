@@ -14,8 +14,12 @@ Interrupted work exits with 130 (Ctrl-C) or 143 (SIGTERM) and can be resumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec
+
+_Given = ParamSpec("_Given")
 
 
 class BtrError(Exception):
@@ -125,3 +129,17 @@ def error_of(fields: Mapping[str, Any]) -> BtrError:
     kinds: list[type[BtrError]] = [BtrError, *BtrError.__subclasses__()]
     (kind,) = (kind for kind in kinds if kind.code == fields["code"])
     return kind(fields["what"], **{name: fields[name] for name in names})
+
+
+def one_line_errors(main: Callable[_Given, int]) -> Callable[_Given, int]:
+    """Let a small command line say an error in its line, on stderr, and return its exit status."""
+
+    @wraps(main)
+    def guarded(*args: _Given.args, **kwargs: _Given.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except BtrError as error:
+            print(error, file=sys.stderr)
+            return error.exit_status
+
+    return guarded

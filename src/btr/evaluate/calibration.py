@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from btr.data.lines import read_numbered_records
-from btr.errors import BtrError, InputError
+from btr.errors import InputError, one_line_errors
 from btr.readers.checkpoint import read_reader, rewrite_checkpoint
 from btr.readers.t5_citations import confidence
 
@@ -197,17 +196,14 @@ def _enough(answers: Sequence[float], path: Path) -> None:
                          expected="at least 2", found=str(len(answers)))  # fmt: skip
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("predictions", type=Path)
     given = parser.parse_args(arguments)
-    try:
-        print(json.dumps(calibrate(given.checkpoint, given.predictions)))
-    except BtrError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    print(json.dumps(calibrate(given.checkpoint, given.predictions)))
     return 0
 
 

@@ -23,6 +23,7 @@ from btr.readers.base import MODES, Mode
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import load_tokenizer
 from btr.readers.checkpoint import (
+    WEIGHTS,
     check_tensors,
     load_tensors,
     packaged_embeddings,
@@ -89,7 +90,7 @@ def save_checkpoint(
     with replaced_folder(folder) as beside:
         save_file(
             {n: t.detach().to(dtype).contiguous() for n, t in tensors.items()},
-            beside / "model.safetensors",
+            beside / WEIGHTS,
             metadata={"format": "pt"},
         )
         (beside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
@@ -138,7 +139,7 @@ def load_network(
     tensors = {n if n.startswith(own) else f"model.{n}": t for n, t in tensors.items()}
     if config.word_embeddings:
         tensors[f"model.{WORD_EMBEDDINGS}"] = packaged_embeddings(config.word_embeddings)
-    check_tensors(tensors, network.state_dict(), str(folder / "model.safetensors"))
+    check_tensors(tensors, network.state_dict(), str(folder / WEIGHTS))
     network.load_state_dict(tensors)
     network.requires_grad_(False)
     tokenizer = load_tokenizer(folder)

@@ -194,7 +194,7 @@ def packaged_embeddings(name: str) -> Tensor:
         InputError: No such model, or its package is not installed.
         IncompatibleError: The package is another one than btr was made with.
     """
-    tensors = load_file(Path(resolve(name)) / "model.safetensors")
+    tensors = load_file(Path(resolve(name)) / WEIGHTS)
     return tensors["embeddings.word_embeddings.weight"]
 
 

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
-from btr.errors import BtrError, CorruptError, InputError, ResourceError, UsageError
+from btr.errors import CorruptError, InputError, ResourceError, UsageError, one_line_errors
 from btr.files import copy_file, explaining, replaced_folder
 from btr.readers.checkpoint import check_tensors
 from btr.readers.digests import write_digests
@@ -362,6 +362,7 @@ def _tokenizer_files(folders: list[Path]) -> list[Path]:
     return []
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert one checkpoint.
 
@@ -379,11 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder to write; must not exist")
     parser.add_argument("--base", type=Path, help="T5 folder for a missing config and tokenizer")
     options = parser.parse_args(arguments)
-    try:
-        done = convert_checkpoint(options.source, options.output, base=options.base)
-    except BtrError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    done = convert_checkpoint(options.source, options.output, base=options.base)
     kind = "scaled outputs, tied (v1.0)" if done.scaled else "own output layer (v1.1)"
     print(f"wrote {options.output}: {done.tensors} tensors, {kind}")
     if done.retriever or done.parts:

@@ -9,11 +9,10 @@ steps' few questions did by chance is averaged out.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from btr.errors import BtrError, InputError, UsageError
+from btr.errors import InputError, UsageError, one_line_errors
 from btr.files import explaining
 from btr.readers.checkpoint import (
     WEIGHTS,
@@ -75,17 +74,14 @@ def _kind(checkpoint: Path) -> tuple[dict[str, object], bytes]:
         return described, (checkpoint / "tokenizer.json").read_bytes()
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     given = parser.parse_args(arguments)
-    try:
-        average_checkpoints(given.output, given.checkpoints)
-    except BtrError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    average_checkpoints(given.output, given.checkpoints)
     return 0
 
 

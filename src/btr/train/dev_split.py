@@ -9,16 +9,16 @@ files with the same share has seen.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from btr.data.questions import question_record, write_records
-from btr.errors import BtrError
+from btr.errors import one_line_errors
 from btr.train.sources import DataSettings, Rejects, Source, read_sources
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -36,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, question, dev in read_sources(sources, Rejects())
         if dev
     )
-    try:
-        count = write_records(given.output, held_out)
-    except BtrError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+    count = write_records(given.output, held_out)
     print(f"{count} questions")
     return 0
 
