@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class _SignSTE(torch.autograd.Function):
@@ -91,11 +92,46 @@ class PostNormBinarizer(nn.Module):
         self.offset.copy_(mean_h - scale * mean_s)
 
 
+class WordRestorer(nn.Module):
+    """What a token's bits and its word say of its state together: ``y_hat = A b + C e + c``.
+
+    Beyond the paper, where ``y_hat = b``. Low in a network a state tells mostly which word it is
+    of, and a reader that knows the word anyway, by its id, need not learn it from the bits. Map and
+    constant are one for a whole store, ``2 d^2 + d`` numbers; a token costs its id. It is the
+    projection of the recovery loss (method, section 4), told the word, and kept for reading.
+
+    ``e`` is the word's embedding, divided by its root mean square: readers differ in their scale.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bits = nn.Linear(width, width)
+        self.word = nn.Linear(width, width, bias=False)
+
+    def forward(self, signs: Tensor, embeddings: Tensor, places: Tensor | None = None) -> Tensor:
+        """Signs to ``y_hat``, same shape and dtype.
+
+        Args:
+            signs: ``[..., d]``.
+            embeddings: Of each token's word, ``[..., d]``, or ``[n, d]`` of different words.
+            places: ``[...]`` int64, which of these a token is; None for its own. A text's words come
+                again and again: mapping each once takes half the time.
+        """
+        words = self.word(self.words(embeddings))
+        restored: Tensor = self.bits(signs) + (words if places is None else words[places])
+        return restored
+
+    @staticmethod
+    def words(embeddings: Tensor) -> Tensor:
+        """Word embeddings ``[..., d]`` as they are mapped."""
+        return functional.rms_norm(embeddings, embeddings.shape[-1:])
+
+
 class PreNormBinarizer(nn.Module):
     """Binarize after the first norm of the next layer and restore the residual's scale.
 
-    With RMS norm ``r = 1 / sqrt(mean(h^2) + eps)``, ``y = w h r``, ``b = sign(y)`` and
-    ``h_hat = b / (w r)``. One number a token is kept beside the bits: ``mean(h^2)`` (for
+    With RMS norm ``r = 1 / sqrt(mean(h^2) + eps)``, ``y = w h r``, ``b = sign(y)``, ``y_hat = b``
+    and ``h_hat = y_hat / (w r)``. One number a token is kept beside the bits: ``mean(h^2)`` (for
     LayerNorm, the variance about the mean; its mean is not restored).
 
     ``1 / w`` blows up where the norm's weight is near 0. ``|w|`` is therefore raised to ``guard``
@@ -108,6 +144,7 @@ class PreNormBinarizer(nn.Module):
         centred: True for LayerNorm (subtracts the mean first), False for RMS norm.
         bias: ``[d]`` bias of a LayerNorm, or None.
         guard: Smallest share of the mean ``|w|`` that ``1 / w`` may see.
+        words: Makes ``y_hat`` of the bits and the token's word, or None.
     """
 
     def __init__(
@@ -118,9 +155,10 @@ class PreNormBinarizer(nn.Module):
         centred: bool = False,
         bias: Tensor | None = None,
         guard: float = 0.05,
+        words: WordRestorer | None = None,
     ) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias, self.words = weight, bias, words
         self.eps, self.centred, self.guard = eps, centred, guard
 
     def encode(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +191,7 @@ class PreNormBinarizer(nn.Module):
         """``1 / r``, the factor that restores the residual's scale; float32 like ``variance``."""
         return torch.sqrt(variance.float() + self.eps)
 
-    def restore(self, signs: Tensor, variance: Tensor) -> Tensor:
-        """Signs ``[..., d]`` and variance ``[...]`` to the residual's own scale, ``[..., d]``."""
+    def restore(self, normed: Tensor, variance: Tensor) -> Tensor:
+        """``y_hat [..., d]`` and variance ``[...]`` to the residual's own scale, ``[..., d]``."""
         scale = self.rms(variance)[..., None] * self.inverse_weight
-        return (signs.float() * scale).to(signs.dtype)
+        return (normed.float() * scale).to(normed.dtype)

@@ -62,7 +62,7 @@ class Counts:
 
     def add(self, states: Sequence[PassageState], ids: Sequence[Ints], spec: StoreSpec) -> None:
         """Count passages of a store of this spec."""
-        b = spec.row_bytes - spec.scale_bytes
+        b = spec.state_bytes
         flat = np.concatenate(ids)
         rows = np.concatenate([state.rows for state in states])
         self.tokens += np.bincount(flat, minlength=len(self.tokens))
@@ -71,7 +71,7 @@ class Counts:
         signs = np.unpackbits(rows[order, :b], axis=1)
         self.positive[found] += np.add.reduceat(signs, firsts, axis=0, dtype=np.int32)
         if spec.scale_bytes:
-            values = scale_values(rows[order, b:], spec.kind)
+            values = scale_values(rows[order, b : b + spec.scale_bytes], spec.scale_bytes)
             self.scales[found] += np.add.reduceat(values, firsts)
 
     def add_counts(self, other: Counts) -> None:
@@ -96,17 +96,17 @@ class Counts:
         self.scales[ids] += scales
 
 
-def scale_values(scales: Bytes, kind: str) -> NDArray[np.float64]:
-    """``[n]`` scales, or the logarithms that stand for them."""
+def scale_values(scales: Bytes, size: int) -> NDArray[np.float64]:
+    """``[n]`` scales of so many bytes, or the logarithms that stand for them."""
     packed = np.ascontiguousarray(scales)
-    if kind == "bits+rms16":
+    if size == 2:
         return packed.view("<f2")[:, 0].astype(np.float64)
     return packed[:, 0].astype(np.float64)
 
 
-def scale_bytes(means: NDArray[np.float64], kind: str) -> Bytes:
+def scale_bytes(means: NDArray[np.float64], size: int) -> Bytes:
     """The inverse of :func:`scale_values`, of means."""
-    if kind == "bits+rms16":
+    if size == 2:
         return means.astype("<f2")[:, None].view(np.uint8)
     return np.rint(means).astype(np.uint8)[:, None]
 
@@ -148,7 +148,7 @@ def groups_of(ordinals: range) -> list[range]:
 def count_tokens(store: TokenStore, reader: Reader, ordinals: range) -> Counts:
     """Count the token ids of passages, and the bits of their occurrences."""
     spec = store.manifest.spec
-    counts = Counts.nothing(len(reader.vocabulary), 8 * (spec.row_bytes - spec.scale_bytes))
+    counts = Counts.nothing(len(reader.vocabulary), 8 * spec.state_bytes)
     for group in groups_of(ordinals):
         _, states, ids = states_of(store, reader, group)
         if states:

@@ -164,7 +164,7 @@ class _Work:
         self.store, self.reader, self.how, self.scratch = store, reader, how, scratch
         self.progress, self.cluster = progress, cluster
         self.spec: StoreSpec = store.manifest.spec
-        self.bits_bytes = self.spec.row_bytes - self.spec.scale_bytes
+        self.bits_bytes = self.spec.state_bytes
         vocabulary = reader.vocabulary
         self.share = shared_ids(vocabulary)
         counts = self._count(Counts.nothing(len(vocabulary), 8 * self.bits_bytes))
@@ -228,11 +228,12 @@ class _Work:
         rows = np.packbits(2 * self.positive[own] > self.counts[own, None], axis=1)
         if self.spec.scale_bytes:
             means = self.scales[own] / self.counts[own]
-            rows = np.concatenate([rows, scale_bytes(means, self.spec.kind)], axis=1)
+            rows = np.concatenate([rows, scale_bytes(means, self.spec.scale_bytes)], axis=1)
         nothing = np.empty((0, self.bits_bytes), np.uint8)
         return CodingTables(
-            ids, shared, rows, np.zeros(len(ids), np.int64), nothing, self.spec.scale_bytes
-        )
+            ids, shared, rows, np.zeros(len(ids), np.int64), nothing, self.spec.scale_bytes,
+            self.spec.id_bytes,
+        )  # fmt: skip
 
     # -- pass 2 -------------------------------------------------------------------------------
 

@@ -125,8 +125,9 @@ def estimate_build(
     shards = -(-passages // SHARD_PASSAGES)
     table = 8 * (passages + shards) + 4 * shards
     sizes = {
-        "bits": tokens * (spec.row_bytes - spec.scale_bytes) + SHORTEST_STATE * passages + table,
+        "bits": tokens * spec.state_bytes + SHORTEST_STATE * passages + table,
         "scales": tokens * spec.scale_bytes,
+        "refs": tokens * spec.id_bytes,
         "index": round(lexical_bytes) + passages * embedder.dim + 4 * shards,
         "text": round(text_bytes / share) + table + round(id_bytes),
         "manifest": HEADER_BYTES * shards,

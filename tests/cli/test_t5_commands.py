@@ -244,6 +244,38 @@ def test_info_counts_scales_and_verify_passes(run: Run, store: Path) -> None:
     assert run("verify", store)[0] == 0
 
 
+def test_bits_are_stored_and_compressed_with_the_words_that_restore_them(
+    run: Run, reader: Path, corpus: Path, questions: Path, tmp_path: Path
+) -> None:
+    words, store = tmp_path / "words", tmp_path / "words.btr"
+    status, _, err = run(
+        "train", "-o", words, "--stage", "binarize", "--rule", "words", "--from", reader,
+        "--plain", reader / "plain", "--data", questions, "--dev", questions, "--epochs", "80",
+        "--evaluate-every", "80", "--lr", "5e-3", "--warmup", "5", "--dropout", "0",
+        "--precision", "fp32",
+    )  # fmt: skip
+    assert status == 0, err
+    assert run("index", corpus, "-o", store, "--reader", words)[0] == 0
+    report = json.loads(run("info", store, "--json", "-")[1])
+    assert report["bytes"]["refs"] == report["bytes"]["scales"] == 2 * report["tokens"]
+    replies = {}
+    for compressed in (False, True):
+        if compressed:
+            status, _, err = run(
+                "compress", store, "--lossless", "--ratio", "0", "--keep-stop-words"
+            )
+            assert status == 0, err
+        assert run("verify", store)[0] == 0
+        for question, answer in FACTS.items():
+            reply = json.loads(run("ask", store, question, "--dtype", "fp32", "--json", "-")[1])
+            assert reply["answer"] == answer
+            again = replies.setdefault(question, reply)
+            assert reply["confidence"] == again["confidence"]
+    # A reader that goes by the bits alone cannot read it.
+    status, _, err = run("ask", store, "Who was queen?", "--reader", reader)
+    assert status == 5, err
+
+
 def test_bench_of_the_reader_and_of_a_shape(run: Run, reader: Path, questions: Path) -> None:
     status, out, _ = run(
         "bench", "--reader", reader, "--data", questions, "--passages", "2", "--rounds", "1",

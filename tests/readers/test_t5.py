@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from btr.errors import UsageError
+from btr.errors import CorruptError, UsageError
 from btr.readers.base import SEARCHES, Merging, ReadOptions
 from btr.readers.batches import Clock
 from btr.readers.t5 import T5Reader
@@ -229,6 +230,51 @@ def test_bits_are_the_method(tmp_path, tokenizer, passages, scale):
     # A root in float16 is at most 2^-11 off, on the log scale half a step.
     error = 2**-10 if scale == "rms16" else 2 ** (1 / 24) - 1 + 1e-4
     torch.testing.assert_close(restored.residual.double(), h_hat, rtol=error, atol=0)
+
+
+def test_words_help_to_restore_what_is_stored(tmp_path, tokenizer, passages):
+    """Rows with ids, and what is made of them, written down again here."""
+    reader = make_t5(tmp_path / "r", tokenizer, "btr", 2, restore="words")
+    plain = make_t5(tmp_path / "p", tokenizer, "btr", 2)
+    assert reader.store_kind == "bits+rms16+ids"
+    assert reader.fingerprint["scale"] != plain.fingerprint["scale"]
+    (state,) = reader.encode(passages[:1])
+    ids = list(reader._tokens(passages[0]).ids)
+    assert state.rows[:, -2:].copy().view("<u2")[:, 0].tolist() == ids
+    # The bits and their scale are those of the method.
+    assert np.array_equal(state.rows[:, :-2], plain.encode(passages[:1])[0].rows)
+    words, binarizer = reader.network.words, reader.network.binarizer
+    (restored,) = reader.engine.restore([state.rows])
+    (bits,) = plain.engine.restore([state.rows[:, :-2]])
+    with torch.inference_mode():
+        e = reader.network.model.shared.weight[ids]
+        e = e / e.square().mean(1, keepdim=True).sqrt()
+        wanted = bits.normed @ words.bits.weight.T + words.bits.bias + e @ words.word.weight.T
+        scale = state.rows[:, 4:6].copy().view("<f2").astype(np.float32)
+        residual = wanted * torch.from_numpy(scale) * binarizer.inverse_weight
+    torch.testing.assert_close(restored.normed, wanted, **TOLERANCE)
+    torch.testing.assert_close(restored.residual, residual, **TOLERANCE)
+    stored = reader.encode(passages)
+    for question in QUESTIONS:
+        a, b = reader.read(question, passages, stored), reader.read(question, passages)
+        assert a.answers == b.answers
+    rows = state.rows.copy()
+    rows[3, -2:] = 255
+    with pytest.raises(CorruptError, match="a stored token that the reader does not have"):
+        reader.engine.restore([rows])
+
+
+def test_a_checkpoint_without_what_restores_is_refused(tmp_path, tokenizer):
+    for restore, name in (("words", "scale"), ("scale", "words")):
+        folder = tmp_path / restore
+        make_t5(folder, tokenizer, "btr", 2, restore=restore)
+        (folder / "digests.json").unlink()
+        config = json.loads((folder / "config.json").read_text())
+        config["btr"]["restore"] = name
+        (folder / "config.json").write_text(json.dumps(config))
+        fault = "does not belong" if restore == "words" else "is missing"
+        with pytest.raises(CorruptError, match=rf"tensor {fault}: bits\.bias"):
+            T5Reader.from_pretrained(folder)
 
 
 def test_btr_at_layer_n_lets_the_decoder_look_at_bits(tmp_path, tokenizer, passages):

@@ -13,7 +13,13 @@ BITS = 3
 
 
 def tables(
-    ids: int, scale_bytes: int, seed: int = 0, *, lossless: bool = False, beside: bool = False
+    ids: int,
+    scale_bytes: int,
+    seed: int = 0,
+    *,
+    id_bytes: int = 0,
+    lossless: bool = False,
+    beside: bool = False,
 ) -> CodingTables:
     """Of ``ids`` token ids, a third of them shared, groups of all sizes among the others."""
     draw = np.random.default_rng(seed)
@@ -41,7 +47,7 @@ def tables(
     return CodingTables(
         draw.permutation(ids + 7)[:ids], shared,
         draw.integers(0, 256, (int(shared.sum()), BITS + scale_bytes), np.uint8), groups,
-        draw.integers(0, 256, (int(groups.sum()), BITS), np.uint8), scale_bytes, model,
+        draw.integers(0, 256, (int(groups.sum()), BITS), np.uint8), scale_bytes, id_bytes, model,
         neighbours,
     )  # fmt: skip
 
@@ -61,6 +67,10 @@ def states(
             groups[(of.groups[rank] == 0) & (of.neighbours.owner[rank] >= 0)] = 0
         groups = np.where(draw.random(t) < 0.5, groups, -1)
         rows = draw.integers(0, 256, (t, BITS + of.scale_bytes), np.uint8)
+        if of.id_bytes:
+            rows = np.concatenate(
+                [rows, of.ids[rank].astype("<u2")[:, None].view(np.uint8)], axis=1
+            )
         state = PassageState(rows, int(draw.integers(0, t + 1)), bool(draw.random() < 0.3))
         made.append((state, of.ids[rank], groups))
     return made

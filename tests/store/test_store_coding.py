@@ -25,7 +25,7 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
     for i, token in enumerate(ids.tolist()):
         place = rank[token]
         if of.shared[place]:
-            rows[i] = of.rows[int(of.shared[:place].sum())]
+            rows[i, : BITS + of.scale_bytes] = of.rows[int(of.shared[:place].sum())]
         elif groups[i] >= 0 and of.groups[place]:
             rows[i, :BITS] = of.codebook[starts[place] + groups[i]]
     if of.neighbours is None:
@@ -49,12 +49,15 @@ def wanted(of: CodingTables, state: PassageState, ids: np.ndarray, groups: np.nd
     return rows.tobytes()
 
 
-@pytest.mark.parametrize("ids", [1, 2, 100, 256, 257, 3000, 65_536, 65_537, 70_000])
-@pytest.mark.parametrize("scale_bytes", [0, 2])
+@pytest.mark.parametrize("ids", [1, 2, 100, 256, 257, 3000, 65_529, 65_536, 65_537, 70_000])
+@pytest.mark.parametrize(("scale_bytes", "id_bytes"), [(0, 0), (2, 0), (1, 2)])
 @pytest.mark.parametrize("lossless", [False, True])
 @pytest.mark.parametrize("beside", [False, True])
-def test_what_is_coded_comes_back(ids: int, scale_bytes: int, lossless: bool, beside: bool) -> None:
-    of = tables(ids, scale_bytes, lossless=lossless, beside=beside)
+def test_what_is_coded_comes_back(
+    ids: int, scale_bytes: int, id_bytes: int, lossless: bool, beside: bool
+) -> None:
+    id_bytes = id_bytes if ids < 1 << 16 else 0  # longer ones have no place in a row
+    of = tables(ids, scale_bytes, id_bytes=id_bytes, lossless=lossless, beside=beside)
     coder = Coder(of)
     given = states(of, 30)
     records = []

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from btr.binarize import WordRestorer
 from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.errors import InputError, UsageError
@@ -20,6 +21,7 @@ from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network
 from btr.readers.t5_decoder import Cache
 from btr.readers.t5_engine import FidEngine
+from btr.readers.t5_layers import rms_norm
 from btr.readers.t5_network import SplitT5
 from btr.train.fid import FidLoss, _config_of, train_fid
 from btr.train.fid_examples import (
@@ -36,6 +38,7 @@ from btr.train.loop import LoopSettings
 from btr.train.sources import Source
 from btr.train.stage import Places, StageSettings
 from btr.train.stored import StoredRows
+from btr.train.word_fit import fit_words
 from tiny_t5 import LAYERS, t5_tokenizer, tiny_t5
 
 BUDGET = 16
@@ -85,10 +88,22 @@ def reader_logits(network: SplitT5, data: FidData, example: FidExample) -> torch
 
 @pytest.mark.parametrize("kind", ["v1.0", "v1.1", "flan"])
 @pytest.mark.parametrize(
-    ("split", "binarized"), [(0, False), (2, False), (2, True), (LAYERS, True)]
+    ("split", "binarized", "words"),
+    [
+        (0, False, False),
+        (2, False, False),
+        (2, True, False),
+        (LAYERS, True, False),
+        (2, True, True),
+        (LAYERS, True, True),
+    ],
 )
-def test_what_is_trained_is_what_is_read(t5_tok, kind: str, split: int, binarized: bool):
-    network = SplitT5(tiny_t5(t5_tok, kind), split, binarized=binarized).eval()
+def test_what_is_trained_is_what_is_read(
+    t5_tok, kind: str, split: int, binarized: bool, words: bool
+):
+    torch.manual_seed(0)
+    restorer = WordRestorer(32) if words else None
+    network = SplitT5(tiny_t5(t5_tok, kind), split, binarized=binarized, words=restorer).eval()
     data = some_data()
     batch = collate(data, data.examples)
     with torch.no_grad():
@@ -291,12 +306,49 @@ def test_what_is_trained_again_is_not_calibrated(t5_tok, stage: str):
     network = SplitT5(tiny_t5(t5_tok), 0)
     mode = "plain" if stage == "reader" else "btr"
     found = replace(CONFIG, mode=mode, calibration=(1.0, 0.5))
-    assert _config_of(stage, found, None, None, network, Path()).calibration is None
+    settings = StageSettings(stage, LOOP)
+    assert _config_of(settings, found, None, None, network, Path()).calibration is None
 
 
-def test_stored_states_train_like_those_made_on_the_way(t5_tok):
+def test_a_vocabulary_whose_ids_have_no_place_beside_the_bits_is_refused(t5_tok, monkeypatch):
+    network = SplitT5(tiny_t5(t5_tok), 2)
+    settings, found = StageSettings("binarize", LOOP, rule="words"), replace(CONFIG, split_layer=2)
+    found = replace(found, mode="decomposed")
+    assert _config_of(settings, found, None, None, network, Path()).restore == "words"
+    monkeypatch.setattr("btr.train.fid.MOST_IDS", 40)
+    with pytest.raises(UsageError, match="smaller vocabularies: here; expected 40 tokens at most"):
+        _config_of(settings, found, None, None, network, Path("here"))
+
+
+def test_words_are_fitted_to_what_the_bits_leave_unsaid(t5_tok):
+    network = SplitT5(tiny_t5(t5_tok), 2, binarized=True, words=WordRestorer(32))
+    draw = np.random.default_rng(0)
+    passages = [draw.integers(5, 60, 40).astype(np.int32) for _ in range(60)]
+    fit_words(network, passages[:50])
+    errors = {"bits": 0.0, "fitted": 0.0, "no words": 0.0}
+    with torch.no_grad():
+        for ids in map(torch.from_numpy, passages[50:]):
+            hidden = network.run_lower(ids.long(), [len(ids)])
+            wanted = rms_norm(network.next_norm, hidden)
+            signs = torch.where(wanted > 0, 1.0, -1.0)
+            embeddings = network.model.shared(ids.long())
+            made = {
+                "bits": signs, "fitted": network.words(signs, embeddings),
+                "no words": network.words.bits(signs),
+            }  # fmt: skip
+            for name, restored in made.items():
+                errors[name] += (restored - wanted).square().sum().item()
+    assert errors["fitted"] < 0.6 * errors["bits"]
+    assert errors["fitted"] < 0.8 * errors["no words"]
+    with pytest.raises(ValueError, match="without words"):
+        fit_words(SplitT5(tiny_t5(t5_tok), 2, binarized=True), passages)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_stored_states_train_like_those_made_on_the_way(t5_tok, words: bool):
     """The pass over rows gives the logits of the pass over token ids."""
-    network = SplitT5(tiny_t5(t5_tok), 2, binarized=True).eval()
+    restorer = WordRestorer(32) if words else None
+    network = SplitT5(tiny_t5(t5_tok), 2, binarized=True, words=restorer).eval()
     data = some_data()
     engine = FidEngine(network, scale="rms16", query_budget=BUDGET)
     run = TrainingPass(network, BUDGET)

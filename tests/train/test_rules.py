@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from btr.binarize import PreNormBinarizer
+from btr.binarize import PreNormBinarizer, WordRestorer
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_network import SplitT5
 from btr.train.fid import FidLoss
@@ -16,6 +16,7 @@ from btr.train.fid_examples import FidData, FidExample, collate
 from btr.train.loop import LoopSettings
 from btr.train.rules import RULES, STEEPEST, CalibratedRule, Rule, naive_rule
 from btr.train.stage import StageSettings
+from btr.train.word_fit import fit_words
 from tiny_t5 import t5_tokenizer, tiny_t5
 
 WIDTH = 32
@@ -23,8 +24,12 @@ EPSILON = 1e-6
 
 
 def rules(weight: torch.Tensor) -> dict[Rule, nn.Module]:
-    calibrated = CalibratedRule(PreNormBinarizer(weight, EPSILON))
-    return {rule: (naive_rule(rule, WIDTH) or calibrated).eval() for rule in RULES}
+    made: dict[Rule, nn.Module] = {}
+    for rule in RULES:
+        words = WordRestorer(WIDTH) if rule == "words" else None
+        calibrated = CalibratedRule(PreNormBinarizer(weight, EPSILON, words=words))
+        made[rule] = (naive_rule(rule, WIDTH) or calibrated).eval()
+    return made
 
 
 def states() -> torch.Tensor:
@@ -38,9 +43,12 @@ def states() -> torch.Tensor:
 def test_the_rules_are_their_definitions() -> None:
     h = states()
     weight = torch.linspace(-1, 2, WIDTH)
-    made = {name: rule(h) for name, rule in rules(weight).items()}
+    embeddings = torch.randn_like(h)
+    found = rules(weight)
+    made = {name: rule(h, embeddings) for name, rule in found.items()}
     expected = {
         "calibrated": weight * h,
+        "words": weight * h,
         "raw": h,
         "norm": h - h.mean(-1, keepdim=True),
         "tanh": h,
@@ -48,7 +56,7 @@ def test_the_rules_are_their_definitions() -> None:
     for name, before in expected.items():
         signs = torch.where(before > 0, 1.0, -1.0)
         assert torch.equal(made[name].signs, signs), name
-        if name != "calibrated":
+        if name not in ("calibrated", "words"):
             # The size of a state is lost, and the next norm is not passed over.
             assert torch.equal(made[name].residual, signs)
             assert made[name].normed is None
@@ -59,11 +67,20 @@ def test_the_rules_are_their_definitions() -> None:
     torch.testing.assert_close(
         calibrated.residual[:, large], (calibrated.signs / (weight * r))[:, large]
     )
+    # The same signs, and what is made of them and the words at the same scale.
+    words = found["words"].binarizer.words
+    size = embeddings.square().mean(-1, keepdim=True).sqrt()
+    y = words.bits(calibrated.signs) + (embeddings / size) @ words.word.weight.T
+    torch.testing.assert_close(made["words"].normed, y)
+    torch.testing.assert_close(
+        made["words"].residual[:, large], (y / (weight * r))[:, large], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_rules_make_different_bits() -> None:
     made = {
-        name: rule(states()).signs for name, rule in rules(torch.linspace(-1, 2, WIDTH)).items()
+        name: rule(states(), states()).signs
+        for name, rule in rules(torch.linspace(-1, 2, WIDTH)).items()
     }
     for a, b in (("calibrated", "raw"), ("calibrated", "norm"), ("raw", "norm")):
         assert 0.05 < (made[a] != made[b]).float().mean() < 0.95
@@ -76,7 +93,7 @@ def test_the_tanh_gets_steeper_until_it_is_nearly_a_sign() -> None:
     gaps = []
     for progress in (0.0, 0.5, 1.0):
         rule.progress = progress
-        signs = rule(h).signs
+        signs = rule(h, h).signs
         torch.testing.assert_close(signs, torch.tanh(STEEPEST**progress * h))
         gaps.append((signs - torch.where(h > 0, 1.0, -1.0)).abs().mean())
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
@@ -92,7 +109,11 @@ def test_every_rule_learns_down_to_the_layers_below_it(name: Rule) -> None:
         answers=[torch.randint(5, 40, (n,)).int().numpy() for n in (3, 2)],
         examples=[FidExample(0, (0, 1), (0,)), FidExample(1, (2,), (1,))],
     )
-    network = SplitT5(tiny_t5(t5_tokenizer(), wild=False), 2, binarized=True).requires_grad_(True)
+    words = WordRestorer(WIDTH) if name == "words" else None
+    network = SplitT5(tiny_t5(t5_tokenizer(), wild=False), 2, binarized=True, words=words)
+    network.requires_grad_(True)
+    if words is not None:
+        fit_words(network, data.passages)
     before = network.blocks[0].layer[1].DenseReluDense.wo.weight.clone()
     settings = StageSettings("binarize", LoopSettings(1, 1e-3), recovery_weight=0.1, rule=name)
     config = T5ReaderConfig(query_budget=16, passage_budget=60, answer_budget=8)

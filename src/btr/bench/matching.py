@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from btr.bits import hamming
 from btr.coding_shards import bits_of_states, groups_of, states_of
+from btr.errors import one_line_errors
 from btr.occurrences import BLOCK, blocks_of, merge_occurrences
 from btr.readers.base import Reader
 from btr.readers.load import load_store_reader
@@ -67,7 +69,7 @@ def vectors_of_ids(store: TokenStore, reader: Reader, ids: Sequence[int]) -> dic
         if not states:
             continue
         flat = np.concatenate(rows)
-        bits = bits_of_states(states, spec.row_bytes - spec.scale_bytes)
+        bits = bits_of_states(states, spec.state_bytes)
         for token, parts in found.items():
             parts.append(bits[flat == token])
     return {token: np.concatenate(parts) for token, parts in found.items()}
@@ -107,7 +109,8 @@ def _changed(rows: Bytes, ratio: float, block: int) -> float:
     return float(np.unpackbits(rows[inside] ^ merged[groups[inside]]).sum()) / (8 * rows.size)
 
 
-def main() -> None:
+@one_line_errors
+def main() -> int:
     """Measure the most frequent ids of a store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("store", type=Path)
@@ -125,7 +128,8 @@ def main() -> None:
         for token, rows in vectors_of_ids(store, reader, chosen).items():
             found = measure(reader.vocabulary[token], rows, given.ratio)
             print(json.dumps(asdict(found)), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

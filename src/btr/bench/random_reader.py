@@ -9,11 +9,13 @@ Run as ``python -m btr.bench.random_reader --help``.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 from btr.bench.t5_shapes import SHAPES, random_t5
+from btr.errors import one_line_errors
 from btr.models import resolve
 from btr.readers.base import Mode
 from btr.readers.bert_text import load_tokenizer
@@ -41,7 +43,8 @@ def write_random_reader(folder: Path, shape: str, *, scale: str = "rms16") -> No
         save_checkpoint(folder / mode, network, cut, config)
 
 
-def main() -> None:
+@one_line_errors
+def main() -> int:
     """Write a reader."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("reader", type=Path, help="folder to make")
@@ -49,7 +52,8 @@ def main() -> None:
     parser.add_argument("--scale", choices=("rms16", "rms8"), default="rms16")
     given = parser.parse_args()
     write_random_reader(given.reader, given.shape, scale=given.scale)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

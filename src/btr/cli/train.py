@@ -147,9 +147,10 @@ def train(
         float, typer.Option("--recovery-weight", min=0, help="Of the recovery loss; 0: off.")
     ] = 0.1,
     rule: Annotated[
-        Literal["calibrated", "raw", "norm", "tanh"],
-        typer.Option("--rule", help="How states become bits, step binarize; all but the first are "
-                     "for comparison, and of a T5 leave no checkpoint."),
+        Literal["calibrated", "words", "raw", "norm", "tanh"],
+        typer.Option("--rule", help="How states become bits, step binarize. words: as calibrated, "
+                     "and a T5 restores them with their tokens' words. The others are for "
+                     "comparison, and of a T5 leave no checkpoint."),
     ] = "calibrated",
     dropout: DropoutOption = 0.1,
     precision: PrecisionOption = "bf16",

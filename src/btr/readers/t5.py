@@ -105,7 +105,12 @@ class T5Reader:
     @property
     def store_kind(self) -> str:
         """Kind of rows that :meth:`encode` makes (docs/format.md)."""
-        return f"bits+{self.config.scale}" if self.mode == "btr" else "fp16"
+        return f"bits+{self._beside_bits}" if self.mode == "btr" else "fp16"
+
+    @property
+    def _beside_bits(self) -> str:
+        """What a row of a btr reader has beside its bits."""
+        return self.config.scale + ("+ids" if self.network.words is not None else "")
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -125,7 +130,7 @@ class T5Reader:
                 "tokenizer": tokenizer_digest(self.tokenizer),
                 "split_layer": str(self.split_layer),
                 "width": str(self.width),
-                "scale": self.config.scale if self.mode == "btr" else "none",
+                "scale": self._beside_bits if self.mode == "btr" else "none",
                 "passage_budget": str(self.config.passage_budget),
                 "template": self.config.passage_template,
             }

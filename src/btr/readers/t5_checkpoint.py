@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -25,10 +25,12 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
+from btr.binarize import WordRestorer
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
 from btr.readers.checkpoint import (
+    WEIGHTS,
     check_tensors,
     packaged_embeddings,
     parse_section,
@@ -37,12 +39,16 @@ from btr.readers.checkpoint import (
 )
 from btr.readers.digests import check_digests, write_digests
 from btr.readers.t5_network import SplitT5
+from btr.readers.t5_rows import SCALES
 
 _SHARED = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
            "lm_head.weight"}  # fmt: skip
 
-SCALES = ("rms16", "rms8")
-"""How a token's scale may be stored (docs/format.md)."""
+RESTORERS = ("scale", "words")
+"""What gives 1-bit states back: their scale alone, or words as well."""
+
+_WORDS = "binarizer.words."
+"""Before the names of the tensors that restore states with words."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class T5ReaderConfig:
         passage_template: Of a passage, with ``{title}`` and ``{text}``.
         answer_prompt: What every answer begins with and is not part of it; Atlas: <extra_id_0>.
         scale: How a 1-bit token's scale is stored: "rms16" as float16, "rms8" on a log scale.
+        restore: What 1-bit states are restored from: the bits and their "scale" (the paper's rule),
+            or "words" as well (:class:`btr.binarize.WordRestorer`).
         calibration: Slope and intercept that turn an answer's log-probability into the log-odds of
             its being right (``btr.evaluate.calibration``), or None.
         word_embeddings: Packaged model whose word embeddings these are, or "" if saved here.
@@ -78,6 +86,7 @@ class T5ReaderConfig:
     passage_template: str = "title: {title} context: {text}"
     answer_prompt: str = ""
     scale: str = "rms16"
+    restore: str = "scale"
     calibration: tuple[float, float] | None = None
     word_embeddings: str = ""
     family: str = "t5"
@@ -99,6 +108,8 @@ def save_checkpoint(
     if config.word_embeddings:
         shared = model.shared.weight.data_ptr()
         tensors = {n: t for n, t in tensors.items() if t.data_ptr() != shared}
+    if network.words is not None:
+        tensors |= {f"{_WORDS}{n}": t.to(dtype) for n, t in network.words.state_dict().items()}
     with replaced_folder(folder) as beside, quiet_transformers():
         model.save_pretrained(beside, state_dict=tensors)
         tokenizer.save_pretrained(beside)
@@ -129,9 +140,12 @@ def load_network(
                                 found=str(described.get("model_type")))  # fmt: skip
     section = described.get("btr")
     base = section.get("word_embeddings") if isinstance(section, dict) else ""
-    model = _load_model(folder, dtype, base if isinstance(base, str) else "")
+    model, others = _load_model(folder, dtype, base if isinstance(base, str) else "")
     config = read_section(section, model.config, where)
-    network = SplitT5(model, config.split_layer, binarized=config.mode == "btr")
+    network = SplitT5(
+        model, config.split_layer, binarized=config.mode == "btr",
+        words=_load_words(config, model.config.d_model, others, dtype, str(folder)),
+    )  # fmt: skip
     network.requires_grad_(False)
     return network.eval(), _load_tokenizer(folder), config
 
@@ -169,7 +183,7 @@ def _check_names(folder: Path, wanted: Collection[str]) -> None:
         if index.exists():
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         else:
-            with safe_open(folder / "model.safetensors", "pt") as file:
+            with safe_open(folder / WEIGHTS, "pt") as file:
                 names = set(file.keys())
     except FileNotFoundError as error:
         pickled = (folder / "pytorch_model.bin").is_file()
@@ -190,8 +204,13 @@ def _check_names(folder: Path, wanted: Collection[str]) -> None:
                                todo="fetch the checkpoint again")  # fmt: skip
 
 
-def _load_model(folder: Path, dtype: torch.dtype, base: str) -> T5ForConditionalGeneration:
-    """The model with every tensor accounted for; ``base`` has its word embeddings, if not ""."""
+def _load_model(
+    folder: Path, dtype: torch.dtype, base: str
+) -> tuple[T5ForConditionalGeneration, dict[str, Tensor]]:
+    """The model with every tensor accounted for, and those that restore states with words.
+
+    ``base`` has its word embeddings, if not "".
+    """
     tied = read_config(folder).get("tie_word_embeddings", True)
     shared, head = ((), ()) if base else (("shared.weight",), ("lm_head.weight",))
     _check_names(folder, shared if tied else (*shared, *head))
@@ -214,9 +233,10 @@ def _load_model(folder: Path, dtype: torch.dtype, base: str) -> T5ForConditional
         with torch.no_grad():
             model.shared.weight.copy_(embeddings)
         found["missing_keys"] = set(found["missing_keys"]) - _SHARED
+    own = [name for name in found["unexpected_keys"] if name.startswith(_WORDS)]
     for fault, names in (
         ("tensor is missing", found["missing_keys"]),
-        ("tensor does not belong", found["unexpected_keys"]),
+        ("tensor does not belong", set(found["unexpected_keys"]) - set(own)),
         ("tensor has the wrong shape", [key[0] for key in found["mismatched_keys"]]),
     ):
         if names:
@@ -228,7 +248,27 @@ def _load_model(folder: Path, dtype: torch.dtype, base: str) -> T5ForConditional
         if not torch.isfinite(tensor).all():
             raise CorruptError(f"tensor holds NaN or infinity: {name}", where=str(folder),
                                todo="fetch the checkpoint again")  # fmt: skip
-    return model
+    if not own:
+        return model, {}
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        return model, {name.removeprefix(_WORDS): file.get_tensor(name) for name in own}
+
+
+def _load_words(
+    config: T5ReaderConfig,
+    width: int,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    where: str,
+) -> WordRestorer | None:
+    """What restores a reader's states with words; None for one that does without."""
+    if config.mode != "btr" or config.restore != "words":
+        check_tensors(tensors, {}, where)
+        return None
+    words = WordRestorer(width)
+    check_tensors(tensors, words.state_dict(), where)
+    words.load_state_dict(tensors)
+    return words.to(dtype)
 
 
 def _cast(model: T5ForConditionalGeneration, dtype: torch.dtype) -> T5ForConditionalGeneration:
@@ -249,7 +289,7 @@ def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig
     config = parse_section(
         section, T5ReaderConfig, where,
         choices={
-            "mode": MODES, "family": ("t5",), "scale": SCALES,
+            "mode": MODES, "family": ("t5",), "scale": tuple(SCALES), "restore": RESTORERS,
             "positions": ("budget", "concatenated"),
         },
         ranges={

@@ -63,7 +63,7 @@ class FidEngine:
         def rows_of(batch: list[int]) -> NDArray[np.uint8]:
             ids = self._pack([passages[i] for i in batch])
             hidden = self.network.run_lower(ids, [lengths[i] for i in batch])
-            return to_rows(hidden, self.network.binarizer, self.scale)
+            return to_rows(self.network, hidden, ids, self.scale)
 
         return encode_by_length(lengths, rows_of)
 
@@ -95,10 +95,7 @@ class FidEngine:
     ) -> list[Restored]:
         """Rows of passages, and what is guessed of them, to what the joint layers begin with."""
         lengths = [len(part) for part in rows]
-        whole = from_rows(
-            np.concatenate(rows), self.width, self.network.binarizer, self.scale,
-            self.dtype, self.device, guesses,
-        )  # fmt: skip
+        whole = from_rows(self.network, np.concatenate(rows), self.scale, guesses)
         residual = torch.split(whole.residual, lengths)
         if whole.normed is None:
             return [Restored(part) for part in residual]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Block, T5LayerNorm
 
-from btr.binarize import PreNormBinarizer
+from btr.binarize import PreNormBinarizer, WordRestorer
 from btr.merge import Matching, match, merge_count, merge_mean, merge_sizes, size_bias
 from btr.readers.base import Merging
 from btr.readers.packed import PackedAttention, filled
@@ -36,8 +36,8 @@ class Restored:
 
     Attributes:
         residual: ``[P, d]``, the residual stream.
-        normed: ``[P, d]``, what the next attention takes in place of its norm: the bits. None for
-            continuous states.
+        normed: ``[P, d]``, what the next attention takes in place of its norm: the bits, or what
+            they and their words say. None for continuous states.
     """
 
     residual: Tensor
@@ -79,16 +79,29 @@ class SplitT5(nn.Module):
         model: Any T5 for conditional generation.
         split_layer: ``k``, 0 to all encoder layers.
         binarized: Whether passage states are 1-bit.
+        words: Restores them with their tokens' words; None for the bits alone.
     """
 
     def __init__(
-        self, model: T5ForConditionalGeneration, split_layer: int, *, binarized: bool = False
+        self,
+        model: T5ForConditionalGeneration,
+        split_layer: int,
+        *,
+        binarized: bool = False,
+        words: WordRestorer | None = None,
     ) -> None:
         super().__init__()
         self.model, self.split_layer = model, split_layer
         self.heads: int = model.config.num_heads
         norm = self.next_norm
-        self.binarizer = PreNormBinarizer(norm.weight, norm.variance_epsilon) if binarized else None
+        self.binarizer: PreNormBinarizer | None = None
+        if binarized:
+            self.binarizer = PreNormBinarizer(norm.weight, norm.variance_epsilon, words=words)
+
+    @property
+    def words(self) -> WordRestorer | None:
+        """What restores bits with their tokens' words, if anything does."""
+        return None if self.binarizer is None else self.binarizer.words
 
     @property
     def blocks(self) -> list[T5Block]:

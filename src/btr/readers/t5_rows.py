@@ -2,6 +2,7 @@
 
 ``N`` tokens, ``d`` width. A 1-bit row is ``d / 8`` bytes of signs and the token's scale, the root
 ``sqrt(mean(h^2) + eps)``: the variance itself exceeds float16 in large T5s, its root does not.
+Where words help to restore, the token's id follows.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from btr.binarize import PreNormBinarizer
 from btr.bits import pack_signs, put_levels, unpack_signs
-from btr.readers.t5_network import Restored
+from btr.errors import CorruptError
+from btr.readers.t5_network import Restored, SplitT5
 from btr.store.format import Guesses
+
+SCALES = {"rms16": 2, "rms8": 1}
+"""How a token's scale may be stored, and its bytes."""
+
+MOST_IDS = 1 << 16
+"""Of a vocabulary whose ids are stored."""
 
 _STEPS = 12
 """Steps of the log scale an octave: 6 % apart, so a scale is at most 3 % off."""
@@ -23,18 +30,21 @@ _LOWEST = -6 * _STEPS
 """Step of code 0: 2^-6; code 255 is 2^15.25."""
 
 
-def to_rows(hidden: Tensor, binarizer: PreNormBinarizer | None, scale: str) -> NDArray[np.uint8]:
+def to_rows(network: SplitT5, hidden: Tensor, ids: Tensor, scale: str) -> NDArray[np.uint8]:
     """States after the lower layers to stored rows.
 
     Args:
+        network: Whose lower layers; continuous states are stored as float16.
         hidden: ``[N, d]`` residual stream.
-        binarizer: None for continuous states, stored as float16.
+        ids: ``[N]`` int64, the tokens.
         scale: "rms16" or "rms8".
 
     Returns:
-        ``[N, 2 d]``, or ``[N, d / 8 + 2]`` or ``[N, d / 8 + 1]`` uint8. Continuous states beyond
-        float16 are infinite in there; whoever stores rows must look for them.
+        ``[N, 2 d]``, or ``[N, d / 8 + 2]`` or ``[N, d / 8 + 1]`` uint8, two bytes more where words
+        help to restore. Continuous states beyond float16 are infinite in there; whoever stores rows
+        must look for them.
     """
+    binarizer = network.binarizer
     if binarizer is None:
         return hidden.to(torch.float16).cpu().numpy().view(np.uint8)
     signs, variance = binarizer.encode(hidden)
@@ -44,7 +54,10 @@ def to_rows(hidden: Tensor, binarizer: PreNormBinarizer | None, scale: str) -> N
     else:
         codes = np.rint(_STEPS * np.log2(rms)) - _LOWEST
         scales = np.clip(codes, 0, 255).astype(np.uint8)[:, None]
-    return np.concatenate([pack_signs(signs).cpu().numpy(), scales], axis=1)
+    parts = [pack_signs(signs).cpu().numpy(), scales]
+    if binarizer.words is not None:
+        parts.append(ids.cpu().numpy().astype("<u2")[:, None].view(np.uint8))
+    return np.concatenate(parts, axis=1)
 
 
 def settled(hidden: Tensor) -> Tensor:
@@ -57,37 +70,46 @@ def settled(hidden: Tensor) -> Tensor:
 
 
 def from_rows(
-    rows: NDArray[np.uint8],
-    width: int,
-    binarizer: PreNormBinarizer | None,
-    scale: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    guesses: Guesses | None = None,
+    network: SplitT5, rows: NDArray[np.uint8], scale: str, guesses: Guesses | None = None
 ) -> Restored:
-    """Stored rows to states for the joint layers, ``[N, d]`` of ``dtype``.
+    """Stored rows to states for the joint layers, ``[N, d]`` of the network's dtype.
 
     Args:
+        network: Reads them.
         rows: As :func:`to_rows` made them; may be read-only.
-        width: ``d``.
-        binarizer: None for continuous states.
         scale: "rms16" or "rms8".
-        dtype: Of the result.
-        device: Of the result.
         guesses: Of the rows of a compressed store, those that are not in it.
+
+    Raises:
+        CorruptError: A token's id is not of the vocabulary.
     """
+    shared, binarizer = network.model.shared, network.binarizer
+    (_, width), dtype, device = shared.weight.shape, shared.weight.dtype, shared.weight.device
     if binarizer is None:
         return Restored(torch.from_numpy(rows.view(np.float16)).to(device, dtype))
-    bits, scales = rows[:, : width // 8], np.ascontiguousarray(rows[:, width // 8 :])
+    bits, behind = rows[:, : width // 8], width // 8 + SCALES[scale]
+    scales = np.ascontiguousarray(rows[:, width // 8 : behind])
     if scale == "rms16":
-        rms = scales.view("<f2").astype(np.float32)
+        rms = torch.from_numpy(scales.view("<f2").astype(np.float32))
     else:
-        rms = np.exp2((scales.astype(np.float32) + _LOWEST) / _STEPS)
+        rms = torch.from_numpy(np.exp2((scales.astype(np.float32) + _LOWEST) / _STEPS))
     packed = bits if device.type == "cpu" else torch.from_numpy(bits.copy()).to(device)
-    residual = unpack_signs(packed, dtype, scale=binarizer.inverse_weight)
     normed = unpack_signs(packed, dtype)
     if guesses is not None:
-        put_levels(residual, guesses.places, guesses.levels, scale=binarizer.inverse_weight)
         put_levels(normed, guesses.places, guesses.levels)
-    residual *= torch.from_numpy(rms).to(device, dtype)
+    if binarizer.words is None:
+        # From a table of its own, which costs no pass over the result.
+        residual = unpack_signs(packed, dtype, scale=binarizer.inverse_weight)
+        if guesses is not None:
+            put_levels(residual, guesses.places, guesses.levels, scale=binarizer.inverse_weight)
+    else:
+        ids = np.ascontiguousarray(rows[:, behind:]).view("<u2")[:, 0].astype(np.int64)
+        if ids.max(initial=0) >= len(shared.weight):
+            raise CorruptError("a stored token that the reader does not have", where="states",
+                               expected=f"an id below {len(shared.weight)}",
+                               found=str(ids.max()), todo="build the store again")  # fmt: skip
+        words, places = torch.unique(torch.from_numpy(ids).to(device), return_inverse=True)
+        normed = binarizer.words(normed, shared(words), places)
+        residual = normed * binarizer.inverse_weight.to(dtype)
+    residual *= rms.to(device, dtype)
     return Restored(residual, normed)

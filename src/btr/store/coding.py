@@ -89,15 +89,16 @@ class Coder:
         bits = state.rows[alone, :b]
         if tables.model is not None:
             bits = tables.model.encode(bits, rank[alone])
+        c = b + tables.scale_bytes
         rows = np.empty_like(state.rows)
         rows[alone, :b] = state.rows[alone, :b]
-        rows[own, b:] = state.rows[own, b:]
+        rows[own, b:c] = state.rows[own, b:c]
         self._fill(rows, rank, shared, referring, groups[referring], [len(rows)])
         body = b"".join(
             (
                 head, lead.tobytes(), trail.tobytes(),
                 np.packbits(merged).tobytes() if len(referring) else b"", references.tobytes(),
-                bits.tobytes(), rows[own, b:].tobytes(),
+                bits.tobytes(), rows[own, b:c].tobytes(),
                 _CRC.pack(google_crc32c.value(rows.tobytes())),
             )
         )  # fmt: skip
@@ -210,10 +211,11 @@ class Coder:
         else:
             counts = [cut.lone for cut in cuts]
             bits = tables.model.decode([cut.alone for cut in cuts], counts, rank[alone])
-        rows = np.empty((len(rank), b + tables.scale_bytes), np.uint8)
+        c = b + tables.scale_bytes
+        rows = np.empty((len(rank), c + tables.id_bytes), np.uint8)
         rows[alone, :b] = bits
         if tables.scale_bytes:
-            rows[own, b:] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
+            rows[own, b:c] = _joined([cut.scales for cut in cuts]).reshape(-1, tables.scale_bytes)
         lengths = [len(cut.lead) for cut in cuts]
         guesses = self._fill(rows, rank, shared, referring, groups, lengths)
         cuts_at = [0, *accumulate(lengths)]
@@ -234,13 +236,16 @@ class Coder:
         groups: Ints,
         lengths: Sequence[int],
     ) -> Guesses | None:
-        """Write the rows of shared tokens and the bits of referring ones, after all others.
+        """Write the rows of shared tokens, the bits of referring ones and ids, after all others.
 
         Raises:
             _MalformedError: A token is left out that cannot be worked out.
         """
         tables, b = self.tables, self.tables.bits_bytes
-        rows[shared] = tables.rows[self._rows[rank[shared]]]
+        c = b + tables.scale_bytes
+        rows[shared, :c] = tables.rows[self._rows[rank[shared]]]
+        if tables.id_bytes:
+            rows[:, c:] = tables.ids[rank].astype("<u2")[:, None].view(np.uint8)
         grouped = tables.groups[rank[referring]] > 0
         merged, left_out = referring[grouped], referring[~grouped]
         rows[merged, :b] = tables.codebook[self._starts[rank[merged]] + groups[grouped]]

@@ -41,10 +41,11 @@ class CodingTables:
     Attributes:
         ids: ``[R]`` token ids by rank, most frequent first.
         shared: ``[R]`` bool: all occurrences have one vector.
-        rows: ``[number shared, row bytes]`` their vectors (and scales), by rank.
+        rows: ``[number shared, b + scale bytes]`` their vectors (and scales), by rank.
         groups: ``[R]`` merged vectors of each id.
         codebook: ``[sum of groups, b]`` merged vectors, by rank.
         scale_bytes: Of a token's scale.
+        id_bytes: Of a token's id in a row; it is not coded twice.
         model: What lone tokens' bits are coded with; None where they stand as they are.
         neighbours: What the bits of shared tokens, and of those that refer to a rank without
             groups, are worked out with; None where shared tokens have those of ``rows``.
@@ -56,6 +57,7 @@ class CodingTables:
     groups: Ints
     codebook: Bytes
     scale_bytes: int
+    id_bytes: int = 0
     model: BitModel | None = None
     neighbours: NeighbourModel | None = None
 
@@ -148,12 +150,11 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
             MAGIC, 1, spec.store_id, generation, spec.row_bytes, spec.scale_bytes,
         ]:  # fmt: skip
             raise _damaged(path)
-        row_bytes, scale_bytes = spec.row_bytes, spec.scale_bytes
-        bits = row_bytes - scale_bytes
+        bits, vector = spec.state_bytes, spec.state_bytes + spec.scale_bytes
         flags = -(-ranks // 8)
         model = BitModel.sizeof(ranks, classed, spec.dim) if classed else 0
         around = NeighbourModel.sizeof(ranks, beside, spec.dim) if beside else 0
-        counts = (4 * ranks, flags, 4 * ranks, shared * row_bytes, model, around)
+        counts = (4 * ranks, flags, 4 * ranks, shared * vector, model, around)
         checked = HEAD.size + sum(counts) + CRC_BYTES
         if ranks > MOST_IDS or shared > ranks or checked + groups * bits != size:
             raise _damaged(path)
@@ -167,13 +168,14 @@ def load_coding(path: Path, spec: StoreSpec, generation: int, size: int) -> Codi
     tables = CodingTables(
         np.frombuffer(ids, "<u4").astype(np.int64),
         np.unpackbits(np.frombuffer(bitmap, np.uint8), count=ranks).view(np.bool_),
-        np.frombuffer(rows, np.uint8).reshape(shared, row_bytes),
+        np.frombuffer(rows, np.uint8).reshape(shared, vector),
         np.frombuffer(sizes, "<u4").astype(np.int64),
         # What is read from here is checked by the CRC of the record that refers to it.
         np.memmap(path, np.uint8, "r", checked, (groups, bits))
         if groups
         else np.empty((0, bits), np.uint8),
-        scale_bytes,
+        spec.scale_bytes,
+        spec.id_bytes,
         BitModel.from_bytes(coded, ranks, classed, spec.dim) if classed else None,
         NeighbourModel.from_bytes(near, ranks, beside, spec.dim) if beside else None,
     )

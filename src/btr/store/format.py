@@ -30,9 +30,12 @@ MAX_FILE_BYTES = 1 << 50
 MAX_PASSAGES = 1 << 40
 MAX_SHARDS = MAX_GENERATION = 10**8  # the digits of their names
 PARTS = ("passages", "states", "tables", "vectors")
-BITS_PER_DIM = {"bits": 1, "bits+rms16": 1, "bits+rms8": 1, "fp16": 16}
-SCALE_BYTES = {"bits": 0, "bits+rms16": 2, "bits+rms8": 1, "fp16": 0}
-"""What a row of each kind is made of: its dimensions, then the token's scale."""
+BITS_PER_DIM = {
+    "bits": 1, "bits+rms16": 1, "bits+rms8": 1, "bits+rms16+ids": 1, "bits+rms8+ids": 1, "fp16": 16,
+}  # fmt: skip
+SCALE_BYTES = {"bits+rms16": 2, "bits+rms8": 1, "bits+rms16+ids": 2, "bits+rms8+ids": 1}
+ID_BYTES = {"bits+rms16+ids": 2, "bits+rms8+ids": 2}
+"""What a row of each kind is made of: its dimensions, then the token's scale, then its id."""
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEX_DIGITS = re.compile(r"[0-9a-f]*", re.ASCII)
@@ -77,7 +80,7 @@ class StoreSpec:
     """All that decides a store's content, known before its first passage.
 
     Attributes:
-        kind: What a row is: one of ``SCALE_BYTES``.
+        kind: What a row is: one of ``BITS_PER_DIM``.
         dim: Width of a token's state.
         split_layer: Layers below the cut.
         fingerprint: What the states depend on, by field: weights, tokenizer, settings.
@@ -122,12 +125,22 @@ class StoreSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one token's state."""
-        return self.dim * BITS_PER_DIM[self.kind] // 8 + self.scale_bytes
+        return self.state_bytes + self.scale_bytes + self.id_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a row that are the state's dimensions."""
+        return self.dim * BITS_PER_DIM[self.kind] // 8
 
     @property
     def scale_bytes(self) -> int:
         """Bytes of a row that are the token's scale."""
-        return SCALE_BYTES[self.kind]
+        return SCALE_BYTES.get(self.kind, 0)
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of a row that are the token's id."""
+        return ID_BYTES.get(self.kind, 0)
 
     @property
     def store_id(self) -> bytes:

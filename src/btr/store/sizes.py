@@ -22,7 +22,8 @@ class StoreSizes:
         bits: State records: packed signs or float16 states, their lengths, flags and checksums,
             and the tables that find them.
         scales: Per-token scales; readers with post-norm layers need none.
-        refs: Token ids and references to merged vectors; none without offline compression.
+        refs: Token ids, where the reader needs them, and references to merged vectors; without
+            offline compression there are none of the latter.
         codebook: Shared and merged vectors and their tables; none without offline compression.
         index: Dense vectors and the lexical index.
         text: Passages, their tables, the id table and the rejects.
@@ -76,7 +77,8 @@ def store_sizes(path: Path, manifest: Manifest) -> StoreSizes:
     # Added passages are not coded until the next compression; what they hold counts as bits.
     spent = manifest.compression
     scales = spent.get("scale_bytes", manifest.tokens * manifest.spec.scale_bytes)
-    refs = spent.get("id_bytes", 0) + spent.get("reference_bytes", 0)
+    ids = spent.get("id_bytes", manifest.tokens * manifest.spec.id_bytes)
+    refs = ids + spent.get("reference_bytes", 0)
     return StoreSizes(
         bits=manifest.parts["states"] + table - scales - refs,
         scales=scales,

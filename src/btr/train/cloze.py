@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 from btr.data.lines import read_numbered_records
 from btr.data.questions import write_records
 from btr.data.sentences import sentence_ends
+from btr.errors import one_line_errors
 
 _NAME = re.compile(
     r"\b(?:[A-Z][\w'\u2019-]+(?:\s+(?:(?:of|the|de|la|von|van)\s+)?[A-Z][\w'\u2019-]+){0,4}"
@@ -104,7 +106,8 @@ def group_articles(
     return {title: texts for title, texts in articles.items() if len(texts) > 1}
 
 
-def main() -> None:
+@one_line_errors
+def main() -> int:
     """Write cloze questions as a training file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("corpus", type=Path, help="passages, jsonl.gz")
@@ -121,7 +124,8 @@ def main() -> None:
     )
     count = write_records(given.output, cloze_questions(articles))
     print(f"{count} questions from {len(articles)} articles")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from btr.binarize import WordRestorer
 from btr.data.questions import Question, asked
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
@@ -27,8 +28,9 @@ from btr.readers.joint_states import JointStates
 from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_decoder import special_token
-from btr.readers.t5_layers import self_attention
+from btr.readers.t5_layers import rms_norm, self_attention
 from btr.readers.t5_network import SplitT5
+from btr.readers.t5_rows import MOST_IDS
 from btr.readers.t5_text import FidText
 from btr.train import losses
 from btr.train.batches import first_origins
@@ -42,19 +44,19 @@ from btr.train.fid_examples import (
     load_fid_data,
 )
 from btr.train.fid_pass import TrainingPass
-from btr.train.rules import TanhRule, naive_rule
+from btr.train.rules import Bits, TanhRule, naive_rule
 from btr.train.sources import Rejects
 from btr.train.stage import (
     MODE_OF,
     STARTS_FROM,
     Places,
-    Stage,
     StageLoss,
     StageSettings,
     begin_stage,
     run_stage,
 )
 from btr.train.stored import WHOLE, StoredStates
+from btr.train.word_fit import fit_words
 
 DEV_QUESTIONS = 200
 """Most dev questions of a file that are answered at every look."""
@@ -87,6 +89,8 @@ class FidLoss(StageLoss):
         recompute: bool = False,
     ) -> None:
         super().__init__(network, settings, teacher, network.model.config.d_model)
+        if network.words is not None:
+            self.recovery = None  # what restores is the projection
         self.collate, self.rule = collate, rule
         self.run = TrainingPass(
             network, config.query_budget, scale=config.scale, rule=rule, recompute=recompute
@@ -125,13 +129,18 @@ class FidLoss(StageLoss):
                     settings.distil_share, relative=True,
                 )  # fmt: skip
                 parts["state"] = distance * settings.state_weight
-        if self.recovery is not None and made.signs is not None:
-            # The projection must see the bits alone, so that they are what keeps the information.
-            recovered = losses.recovery_loss(
-                made.state, self.recovery(made.signs), batch.passage_mask, relative=True
-            )
+        if settings.recovery_weight and made.bits is not None:
+            recovered = self._recovery_loss(made.state, made.bits, batch.passage_mask)
             parts["recovery"] = recovered * settings.recovery_weight
         return parts
+
+    def _recovery_loss(self, state: Tensor, bits: Bits, mask: Tensor) -> Tensor:
+        if self.recovery is not None:
+            # The projection must see the bits alone, so that they are what keeps the information.
+            return losses.recovery_loss(state, self.recovery(bits.signs), mask, relative=True)
+        wanted = rms_norm(self.network.next_norm, state)
+        restored = bits.residual if bits.normed is None else bits.normed
+        return losses.recovery_loss(wanted, restored, mask, relative=True)
 
 
 @torch.no_grad()
@@ -197,7 +206,9 @@ def _score(
     return figures | {"score": settings.score(f1s)}
 
 
-def start_split(plain: SplitT5, split_layer: int, *, binarized: bool) -> SplitT5:
+def start_split(
+    plain: SplitT5, split_layer: int, *, binarized: bool, words: WordRestorer | None = None
+) -> SplitT5:
     """A copy of a reader's weights, split at another layer, to be trained.
 
     Attention's own dropout is left out: its masks are many times as large as the hidden states'.
@@ -207,7 +218,8 @@ def start_split(plain: SplitT5, split_layer: int, *, binarized: bool) -> SplitT5
     for module in model.modules():
         if isinstance(module, T5Attention):
             module.dropout = 0.0
-    return SplitT5(model, split_layer, binarized=binarized).requires_grad_(True)
+    network = SplitT5(model, split_layer, binarized=binarized, words=copy.deepcopy(words))
+    return network.requires_grad_(True)
 
 
 def freeze_stored(network: SplitT5) -> None:
@@ -256,9 +268,13 @@ def train_fid(
     accelerator = begin_stage(settings, places, accelerator)
     stage = settings.stage
     network, tokenizer, found = load_network(places.start)
-    config = _config_of(stage, found, config, layout, network, places.start)
+    config = _config_of(settings, found, config, layout, network, places.start)
     binarized = config.mode == "btr"
-    network = start_split(network, config.split_layer, binarized=binarized)
+    words = network.words
+    if config.restore == "words" and words is None:
+        words = WordRestorer(network.model.config.d_model)
+    start_words = words is not network.words
+    network = start_split(network, config.split_layer, binarized=binarized, words=words)
     teacher = None
     if places.plain is not None:
         teacher, _, taught = load_network(places.plain)
@@ -278,6 +294,8 @@ def train_fid(
     network.model.shared.requires_grad_(not config.word_embeddings)
     builder, dev = load_fid_data(data_settings, text, config, rejects)
     data = builder.data
+    if start_words:
+        fit_words(network, data.passages)
     dev_states = None
     if stage == "adapt":
         freeze_stored(network)
@@ -324,7 +342,7 @@ def train_fid(
 
 
 def _config_of(
-    stage: Stage,
+    settings: StageSettings,
     found: T5ReaderConfig,
     given: T5ReaderConfig | None,
     layout: tuple[int, int] | None,
@@ -332,6 +350,7 @@ def _config_of(
     start: Path,
 ) -> T5ReaderConfig:
     """The configuration of the checkpoint that a step makes."""
+    stage = settings.stage
     wanted = STARTS_FROM[stage]
     # A reader that was pretrained in the mode it is to have goes on in it.
     if found.mode not in (wanted, MODE_OF[stage]):
@@ -344,6 +363,12 @@ def _config_of(
             given or found, mode="plain", split_layer=0, positions="budget",
             calibration=None, word_embeddings=found.word_embeddings,
         )  # fmt: skip
+    if stage == "binarize" and settings.rule == "words":
+        if len(network.model.shared.weight) > MOST_IDS:
+            raise UsageError("--rule words is for smaller vocabularies", where=str(start),
+                             expected=f"{MOST_IDS} tokens at most",
+                             found=str(len(network.model.shared.weight)))  # fmt: skip
+        found = replace(found, restore="words")
     if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
         return replace(found, mode=MODE_OF[stage], calibration=None)
     layers = len(network.blocks)

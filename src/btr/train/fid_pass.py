@@ -67,12 +67,12 @@ class FidPass:
         logits: ``[N, V]`` float32, of every answer token given the right ones before it; padding
             has none.
         state: ``[U, P, d]`` passages after the lower layers, before the binarizer.
-        signs: ``[U, P, d]`` of a binarizing one, else None.
+        bits: What a binarizing one made of them, ``[U, P, d]``, else None.
     """
 
     logits: Tensor
     state: Tensor
-    signs: Tensor | None
+    bits: Bits | None
 
 
 class TrainingPass:
@@ -103,7 +103,7 @@ class TrainingPass:
 
     def __call__(self, batch: FidBatch, record: JointStates | None = None) -> FidPass:
         """Logits of a batch's answers; ``record`` is filled if given."""
-        encoded, seen, state, signs = self.encode(batch, record)
+        encoded, seen, state, bits = self.encode(batch, record)
         model = self.network.model
         decoded = model.decoder(
             input_ids=model.prepare_decoder_input_ids_from_labels(batch.labels),
@@ -113,7 +113,7 @@ class TrainingPass:
         )
         # The vocabulary is what is widest here, and most of a batch of answers is padding.
         hidden = decoded.last_hidden_state[batch.labels != IGNORED]
-        return FidPass(vocabulary_logits(model, model.lm_head, hidden), state, signs)
+        return FidPass(vocabulary_logits(model, model.lm_head, hidden), state, bits)
 
     @torch.no_grad()
     def generate(self, batch: FidBatch, longest: int) -> list[list[int]]:
@@ -129,7 +129,7 @@ class TrainingPass:
 
     def encode(
         self, batch: FidBatch, record: JointStates | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Bits | None]:
         """What each question's decoder looks at, ``[B, m S, d]``, and which of it is real.
 
         The other two are those of :class:`FidPass`; ``record`` is filled if given.
@@ -137,15 +137,17 @@ class TrainingPass:
         bias = self.network.relative_bias()
         query = self._lower(batch.query_ids, batch.query_mask, bias)
         if batch.stored is not None:
-            bits = self._stored(batch, query.dtype)
+            bits = self._stored(batch)
             state = bits.residual
         else:
             state = self._lower(batch.passage_ids, batch.passage_mask, bias)
-            bits = Bits(state, state) if self.rule is None else self.rule(state)
+            bits = Bits(state, state)
+            if self.rule is not None:
+                bits = self.rule(state, self.network.model.shared(batch.passage_ids))
         encoded, mask = self._joint(batch, query, bits, bias, record)
         rows = batch.slots.clamp_min(0)
         seen = (mask[rows] & (batch.slots >= 0)[..., None]).flatten(1)
-        return encoded[rows].flatten(1, 2), seen, state, None if self.rule is None else bits.signs
+        return encoded[rows].flatten(1, 2), seen, state, None if self.rule is None else bits
 
     def _layer(
         self, number: int, hidden: Tensor, attend: PaddedAttention, normed: Tensor | None = None
@@ -168,14 +170,11 @@ class TrainingPass:
             hidden = self._layer(number, hidden, attend)
         return hidden
 
-    def _stored(self, batch: FidBatch, dtype: torch.dtype) -> Bits:
+    def _stored(self, batch: FidBatch) -> Bits:
         """Passages' stored states, as the reader restores them."""
         assert batch.stored is not None  # noqa: S101 -- for the type checker
-        mask, width = batch.passage_mask, int(self.network.model.config.d_model)
-        restored = from_rows(
-            batch.stored.rows, width, self.network.binarizer, self.scale, dtype, mask.device,
-            batch.stored.guesses,
-        )  # fmt: skip
+        mask, stored = batch.passage_mask, batch.stored
+        restored = from_rows(self.network, stored.rows, self.scale, stored.guesses)
         residual = padded(restored.residual, mask)
         normed = residual if restored.normed is None else padded(restored.normed, mask)
         return Bits(normed, residual, None if restored.normed is None else normed)

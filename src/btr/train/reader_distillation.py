@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch.nn import functional
 from transformers import BertModel
 
 from btr.data.questions import asked
+from btr.errors import one_line_errors
 from btr.models import resolve
 from btr.readers.bert_checkpoint import load_network as load_bert
 from btr.readers.bert_network import SplitBert
@@ -210,7 +212,8 @@ def what_is_seen(
     return Seen(*(torch.cat(parts) for parts in (states, tokens, before, starts)))
 
 
-def main() -> None:
+@one_line_errors
+def main() -> int:
     """Distil an extractive reader into a T5's encoder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="+", help="FILE or FILE=SHARE of questions with passages")
@@ -282,7 +285,8 @@ def main() -> None:
         recorded={"data": given.data, "teacher": str(given.teacher)},
         accelerator=Accelerator(),
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

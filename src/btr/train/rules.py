@@ -4,7 +4,7 @@ Method, section 3: the calibrated rule binarizes behind the next layer's first n
 residual's scale. The naive ones are what it is measured against; readers and stores know only the
 calibrated one, so a network trained with another can be scored and not shipped.
 
-``d`` width; every rule maps ``[..., d]`` states to :class:`Bits`.
+``d`` width; every rule maps ``[..., d]`` states and their tokens' word embeddings to :class:`Bits`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from btr.binarize import PreNormBinarizer, hard_sign, straight_through_sign
 
-Rule = Literal["calibrated", "raw", "norm", "tanh"]
-RULES: tuple[Rule, ...] = ("calibrated", "raw", "norm", "tanh")
+Rule = Literal["calibrated", "words", "raw", "norm", "tanh"]
+RULES: tuple[Rule, ...] = ("calibrated", "words", "raw", "norm", "tanh")
 
 STEEPEST = 32.0
 """Slope of the tanh at the end of its annealing."""
@@ -40,22 +40,27 @@ class Bits:
 
 
 class CalibratedRule(nn.Module):
-    """The method's own: signs behind the next norm, the residual at its own scale."""
+    """The method's own: signs behind the next norm, the residual at its own scale.
+
+    Where the binarizer knows words (:class:`btr.binarize.WordRestorer`), they help to restore.
+    """
 
     def __init__(self, binarizer: PreNormBinarizer) -> None:
         super().__init__()
         self.binarizer = binarizer
 
-    def forward(self, h: Tensor) -> Bits:
-        """``[..., d]`` states to bits."""
+    def forward(self, h: Tensor, embeddings: Tensor) -> Bits:
+        """``[..., d]`` states and their words' embeddings to bits."""
         signs, variance = self.binarizer.encode(h)
-        return Bits(signs, self.binarizer.restore(signs, variance), signs)
+        words = self.binarizer.words
+        normed = signs if words is None else words(signs, embeddings)
+        return Bits(signs, self.binarizer.restore(normed, variance), normed)
 
 
 class RawRule(nn.Module):
     """The sign of the state itself; its scale is lost."""
 
-    def forward(self, h: Tensor) -> Bits:
+    def forward(self, h: Tensor, _: Tensor) -> Bits:
         """``[..., d]`` states to bits."""
         signs = straight_through_sign(h)
         return Bits(signs, signs)
@@ -68,7 +73,7 @@ class NormRule(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, h: Tensor) -> Bits:
+    def forward(self, h: Tensor, _: Tensor) -> Bits:
         """``[..., d]`` states to bits."""
         signs = straight_through_sign(self.norm(h))
         return Bits(signs, signs)
@@ -81,7 +86,7 @@ class TanhRule(nn.Module):
         super().__init__()
         self.progress = 0.0
 
-    def forward(self, h: Tensor) -> Bits:
+    def forward(self, h: Tensor, _: Tensor) -> Bits:
         """``[..., d]`` states to bits."""
         if self.training:
             soft = torch.tanh(STEEPEST**self.progress * h)
@@ -91,7 +96,7 @@ class TanhRule(nn.Module):
 
 
 def naive_rule(rule: Rule, width: int) -> nn.Module | None:
-    """The module of a naive rule; None for the calibrated one, which a network has itself."""
+    """The module of a naive rule; None for a calibrated one, which a network has itself."""
     if rule == "raw":
         return RawRule()
     if rule == "norm":
