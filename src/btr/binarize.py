@@ -114,8 +114,8 @@ class WordRestorer(nn.Module):
         Args:
             signs: ``[..., d]``.
             embeddings: Of each token's word, ``[..., d]``, or ``[n, d]`` of different words.
-            places: ``[...]`` int64, which of these a token is; None for its own. A text's words come
-                again and again: mapping each once takes half the time.
+            places: ``[...]`` int64, which of these a token is; None for its own. A text's words
+                come again and again: mapping each once takes half the time.
         """
         words = self.word(self.words(embeddings))
         restored: Tensor = self.bits(signs) + (words if places is None else words[places])
