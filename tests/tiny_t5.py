@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from btr.binarize import WordRestorer
+from btr.binarize import WordResidual
 from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, save_checkpoint
 from btr.readers.t5_network import SplitT5
@@ -88,8 +88,8 @@ def make_t5(
     **settings: object,
 ) -> T5Reader:
     model, words = tiny_t5(tokenizer, kind), None
-    if settings.get("restore") == "words":
-        words = WordRestorer(model.config.d_model)
+    if settings.get("rule") == "words":
+        words = WordResidual(model.config.d_model)
     network = SplitT5(model, split_layer, binarized=mode == "btr", words=words)
     config = T5ReaderConfig(
         mode,

@@ -92,33 +92,30 @@ class PostNormBinarizer(nn.Module):
         self.offset.copy_(mean_h - scale * mean_s)
 
 
-class WordRestorer(nn.Module):
-    """What a token's bits and its word say of its state together: ``y_hat = A b + C e + c``.
+class WordResidual(nn.Module):
+    """Bits of what a token's word leaves unsaid: ``b = sign(y - m(e))``, ``y_hat = m(e) + A b``.
 
-    Beyond the paper, where ``y_hat = b``. Low in a network a state tells mostly which word it is
-    of, and a reader that knows the word anyway, by its id, need not learn it from the bits. Map and
-    constant are one for a whole store, ``2 d^2 + d`` numbers; a token costs its id. It is the
-    projection of the recovery loss (method, section 4), told the word, and kept for reading.
-
-    ``e`` is the word's embedding, divided by its root mean square: readers differ in their scale.
+    Beyond the paper, where ``b = sign(y)`` and ``y_hat = b``. Low in a network a state tells mostly
+    which word it is of. Who knows the word anyway, by its id, expects ``m(e) = C e + c``, and the
+    bits say on which side of that each dimension is. ``e`` is the word's embedding, divided by its
+    root mean square, as readers differ in their scale. The maps are one for a whole store,
+    ``2 d^2 + d`` numbers; a token costs its id. ``A`` is the projection of the recovery loss
+    (method, section 4), kept for reading.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.bits = nn.Linear(width, width)
-        self.word = nn.Linear(width, width, bias=False)
+        self.mean = nn.Linear(width, width)
+        self.bits = nn.Linear(width, width, bias=False)
 
-    def forward(self, signs: Tensor, embeddings: Tensor, places: Tensor | None = None) -> Tensor:
-        """Signs to ``y_hat``, same shape and dtype.
+    def expected(self, embeddings: Tensor) -> Tensor:
+        """Word embeddings ``[..., d]`` to ``m(e)``, same shape and dtype."""
+        mean: Tensor = self.mean(self.words(embeddings))
+        return mean
 
-        Args:
-            signs: ``[..., d]``.
-            embeddings: Of each token's word, ``[..., d]``, or ``[n, d]`` of different words.
-            places: ``[...]`` int64, which of these a token is; None for its own. A text's words
-                come again and again: mapping each once takes half the time.
-        """
-        words = self.word(self.words(embeddings))
-        restored: Tensor = self.bits(signs) + (words if places is None else words[places])
+    def restore(self, signs: Tensor, expected: Tensor) -> Tensor:
+        """Signs and what was expected, ``[..., d]``, to ``y_hat``, same shape and dtype."""
+        restored: Tensor = expected + self.bits(signs)
         return restored
 
     @staticmethod
@@ -144,7 +141,7 @@ class PreNormBinarizer(nn.Module):
         centred: True for LayerNorm (subtracts the mean first), False for RMS norm.
         bias: ``[d]`` bias of a LayerNorm, or None.
         guard: Smallest share of the mean ``|w|`` that ``1 / w`` may see.
-        words: Makes ``y_hat`` of the bits and the token's word, or None.
+        words: Bits are of what it does not expect; None for bits of ``y`` itself.
     """
 
     def __init__(
@@ -155,17 +152,18 @@ class PreNormBinarizer(nn.Module):
         centred: bool = False,
         bias: Tensor | None = None,
         guard: float = 0.05,
-        words: WordRestorer | None = None,
+        words: WordResidual | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.bias, self.words = weight, bias, words
         self.eps, self.centred, self.guard = eps, centred, guard
 
-    def encode(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, h: Tensor, expected: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """States to what is stored.
 
         Args:
             h: ``[..., d]`` residual stream before the norm.
+            expected: ``[..., d]``, of ``y``, where words say; None for 0.
 
         Returns:
             ``[..., d]`` signs in the dtype of ``h`` (differentiable by the straight-through rule),
@@ -178,6 +176,8 @@ class PreNormBinarizer(nn.Module):
         y = x * torch.rsqrt(variance + self.eps)[..., None] * self.weight.float()
         if self.bias is not None:
             y = y + self.bias.float()
+        if expected is not None:
+            y = y - expected.float()
         return straight_through_sign(y).to(h.dtype), variance
 
     @property

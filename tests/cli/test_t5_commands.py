@@ -244,7 +244,7 @@ def test_info_counts_scales_and_verify_passes(run: Run, store: Path) -> None:
     assert run("verify", store)[0] == 0
 
 
-def test_bits_are_stored_and_compressed_with_the_words_that_restore_them(
+def test_bits_of_what_words_leave_unsaid_are_stored_and_compressed(
     run: Run, reader: Path, corpus: Path, questions: Path, tmp_path: Path
 ) -> None:
     words, store = tmp_path / "words", tmp_path / "words.btr"
@@ -271,7 +271,7 @@ def test_bits_are_stored_and_compressed_with_the_words_that_restore_them(
             assert reply["answer"] == answer
             again = replies.setdefault(question, reply)
             assert reply["confidence"] == again["confidence"]
-    # A reader that goes by the bits alone cannot read it.
+    # Bits of the states themselves are others.
     status, _, err = run("ask", store, "Who was queen?", "--reader", reader)
     assert status == 5, err
 

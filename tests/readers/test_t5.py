@@ -232,28 +232,33 @@ def test_bits_are_the_method(tmp_path, tokenizer, passages, scale):
     torch.testing.assert_close(restored.residual.double(), h_hat, rtol=error, atol=0)
 
 
-def test_words_help_to_restore_what_is_stored(tmp_path, tokenizer, passages):
+def test_bits_of_what_words_leave_unsaid(tmp_path, tokenizer, passages):
     """Rows with ids, and what is made of them, written down again here."""
-    reader = make_t5(tmp_path / "r", tokenizer, "btr", 2, restore="words")
+    reader = make_t5(tmp_path / "r", tokenizer, "btr", 2, rule="words")
     plain = make_t5(tmp_path / "p", tokenizer, "btr", 2)
     assert reader.store_kind == "bits+rms16+ids"
     assert reader.fingerprint["scale"] != plain.fingerprint["scale"]
+    assert reader.fingerprint["lower_weights"] != plain.fingerprint["lower_weights"]
     (state,) = reader.encode(passages[:1])
     ids = list(reader._tokens(passages[0]).ids)
-    assert state.rows[:, -2:].copy().view("<u2")[:, 0].tolist() == ids
-    # The bits and their scale are those of the method.
-    assert np.array_equal(state.rows[:, :-2], plain.encode(passages[:1])[0].rows)
-    words, binarizer = reader.network.words, reader.network.binarizer
+    assert state.rows.shape == (len(ids), 32 // 8 + 2 + 2)
+    assert state.rows[:, 6:].copy().view("<u2")[:, 0].tolist() == ids
+    # The scale is that of the method.
+    assert np.array_equal(state.rows[:, 4:6], plain.encode(passages[:1])[0].rows[:, 4:])
+    words, norm = reader.network.words, reader.network.next_norm
     (restored,) = reader.engine.restore([state.rows])
-    (bits,) = plain.engine.restore([state.rows[:, :-2]])
     with torch.inference_mode():
         e = reader.network.model.shared.weight[ids]
         e = e / e.square().mean(1, keepdim=True).sqrt()
-        wanted = bits.normed @ words.bits.weight.T + words.bits.bias + e @ words.word.weight.T
-        scale = state.rows[:, 4:6].copy().view("<f2").astype(np.float32)
-        residual = wanted * torch.from_numpy(scale) * binarizer.inverse_weight
-    torch.testing.assert_close(restored.normed, wanted, **TOLERANCE)
-    torch.testing.assert_close(restored.residual, residual, **TOLERANCE)
+        mean = e @ words.mean.weight.T + words.mean.bias
+        h = reader.network.run_lower(torch.tensor(ids), [len(ids)])
+        r = 1 / torch.sqrt(h.square().mean(1, keepdim=True) + norm.variance_epsilon)
+        bits = torch.where(norm.weight * h * r > mean, 1.0, -1.0)
+        y = mean + bits @ words.bits.weight.T
+    assert np.array_equal(np.packbits((bits > 0).numpy(), axis=1), state.rows[:, :4])
+    torch.testing.assert_close(restored.normed, y, **TOLERANCE)
+    # The stored root is a half float.
+    torch.testing.assert_close(restored.residual, y / (norm.weight * r), rtol=2e-3, atol=1e-3)
     stored = reader.encode(passages)
     for question in QUESTIONS:
         a, b = reader.read(question, passages, stored), reader.read(question, passages)
@@ -265,15 +270,15 @@ def test_words_help_to_restore_what_is_stored(tmp_path, tokenizer, passages):
 
 
 def test_a_checkpoint_without_what_restores_is_refused(tmp_path, tokenizer):
-    for restore, name in (("words", "scale"), ("scale", "words")):
-        folder = tmp_path / restore
-        make_t5(folder, tokenizer, "btr", 2, restore=restore)
+    for rule, name in (("words", "calibrated"), ("calibrated", "words")):
+        folder = tmp_path / rule
+        make_t5(folder, tokenizer, "btr", 2, rule=rule)
         (folder / "digests.json").unlink()
         config = json.loads((folder / "config.json").read_text())
-        config["btr"]["restore"] = name
+        config["btr"]["rule"] = name
         (folder / "config.json").write_text(json.dumps(config))
-        fault = "does not belong" if restore == "words" else "is missing"
-        with pytest.raises(CorruptError, match=rf"tensor {fault}: bits\.bias"):
+        fault = "does not belong" if rule == "words" else "is missing"
+        with pytest.raises(CorruptError, match=rf"tensor {fault}: bits\.weight"):
             T5Reader.from_pretrained(folder)
 
 

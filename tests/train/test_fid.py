@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from btr.binarize import WordRestorer
+from btr.binarize import WordResidual, hard_sign
 from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.errors import InputError, UsageError
@@ -102,7 +102,7 @@ def test_what_is_trained_is_what_is_read(
     t5_tok, kind: str, split: int, binarized: bool, words: bool
 ):
     torch.manual_seed(0)
-    restorer = WordRestorer(32) if words else None
+    restorer = WordResidual(32) if words else None
     network = SplitT5(tiny_t5(t5_tok, kind), split, binarized=binarized, words=restorer).eval()
     data = some_data()
     batch = collate(data, data.examples)
@@ -314,40 +314,40 @@ def test_a_vocabulary_whose_ids_have_no_place_beside_the_bits_is_refused(t5_tok,
     network = SplitT5(tiny_t5(t5_tok), 2)
     settings, found = StageSettings("binarize", LOOP, rule="words"), replace(CONFIG, split_layer=2)
     found = replace(found, mode="decomposed")
-    assert _config_of(settings, found, None, None, network, Path()).restore == "words"
+    assert _config_of(settings, found, None, None, network, Path()).rule == "words"
     monkeypatch.setattr("btr.train.fid.MOST_IDS", 40)
     with pytest.raises(UsageError, match="smaller vocabularies: here; expected 40 tokens at most"):
         _config_of(settings, found, None, None, network, Path("here"))
 
 
-def test_words_are_fitted_to_what_the_bits_leave_unsaid(t5_tok):
-    network = SplitT5(tiny_t5(t5_tok), 2, binarized=True, words=WordRestorer(32))
+def test_words_are_fitted_to_states_and_bits_to_the_rest(t5_tok):
+    network = SplitT5(tiny_t5(t5_tok), 2, binarized=True, words=WordResidual(32))
     draw = np.random.default_rng(0)
     passages = [draw.integers(5, 60, 40).astype(np.int32) for _ in range(60)]
     fit_words(network, passages[:50])
-    errors = {"bits": 0.0, "fitted": 0.0, "no words": 0.0}
+    errors = {"calibrated": 0.0, "expected": 0.0, "restored": 0.0}
     with torch.no_grad():
         for ids in map(torch.from_numpy, passages[50:]):
             hidden = network.run_lower(ids.long(), [len(ids)])
             wanted = rms_norm(network.next_norm, hidden)
-            signs = torch.where(wanted > 0, 1.0, -1.0)
-            embeddings = network.model.shared(ids.long())
+            expected = network.words.expected(network.model.shared(ids.long()))
             made = {
-                "bits": signs, "fitted": network.words(signs, embeddings),
-                "no words": network.words.bits(signs),
-            }  # fmt: skip
+                "calibrated": hard_sign(wanted),
+                "expected": expected,
+                "restored": network.words.restore(hard_sign(wanted - expected), expected),
+            }
             for name, restored in made.items():
                 errors[name] += (restored - wanted).square().sum().item()
-    assert errors["fitted"] < 0.6 * errors["bits"]
-    assert errors["fitted"] < 0.8 * errors["no words"]
-    with pytest.raises(ValueError, match="without words"):
+    assert errors["restored"] < 0.6 * errors["calibrated"]
+    assert errors["restored"] < 0.6 * errors["expected"]
+    with pytest.raises(ValueError, match="words leave unsaid"):
         fit_words(SplitT5(tiny_t5(t5_tok), 2, binarized=True), passages)
 
 
 @pytest.mark.parametrize("words", [False, True])
 def test_stored_states_train_like_those_made_on_the_way(t5_tok, words: bool):
     """The pass over rows gives the logits of the pass over token ids."""
-    restorer = WordRestorer(32) if words else None
+    restorer = WordResidual(32) if words else None
     network = SplitT5(tiny_t5(t5_tok), 2, binarized=True, words=restorer).eval()
     data = some_data()
     engine = FidEngine(network, scale="rms16", query_budget=BUDGET)

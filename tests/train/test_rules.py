@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from btr.binarize import PreNormBinarizer, WordRestorer
+from btr.binarize import PreNormBinarizer, WordResidual
 from btr.readers.t5_checkpoint import T5ReaderConfig
 from btr.readers.t5_network import SplitT5
 from btr.train.fid import FidLoss
@@ -16,7 +16,6 @@ from btr.train.fid_examples import FidData, FidExample, collate
 from btr.train.loop import LoopSettings
 from btr.train.rules import RULES, STEEPEST, CalibratedRule, Rule, naive_rule
 from btr.train.stage import StageSettings
-from btr.train.word_fit import fit_words
 from tiny_t5 import t5_tokenizer, tiny_t5
 
 WIDTH = 32
@@ -26,7 +25,7 @@ EPSILON = 1e-6
 def rules(weight: torch.Tensor) -> dict[Rule, nn.Module]:
     made: dict[Rule, nn.Module] = {}
     for rule in RULES:
-        words = WordRestorer(WIDTH) if rule == "words" else None
+        words = WordResidual(WIDTH) if rule == "words" else None
         calibrated = CalibratedRule(PreNormBinarizer(weight, EPSILON, words=words))
         made[rule] = (naive_rule(rule, WIDTH) or calibrated).eval()
     return made
@@ -46,12 +45,16 @@ def test_the_rules_are_their_definitions() -> None:
     embeddings = torch.randn_like(h)
     found = rules(weight)
     made = {name: rule(h, embeddings) for name, rule in found.items()}
+    r = 1 / torch.sqrt(h.square().mean(-1, keepdim=True) + EPSILON)
+    words = found["words"].binarizer.words
+    size = embeddings.square().mean(-1, keepdim=True).sqrt()
+    mean = (embeddings / size) @ words.mean.weight.T + words.mean.bias
     expected = {
         "calibrated": weight * h,
-        "words": weight * h,
         "raw": h,
         "norm": h - h.mean(-1, keepdim=True),
         "tanh": h,
+        "words": weight * h * r - mean,
     }
     for name, before in expected.items():
         signs = torch.where(before > 0, 1.0, -1.0)
@@ -63,14 +66,11 @@ def test_the_rules_are_their_definitions() -> None:
     calibrated = made["calibrated"]
     assert torch.equal(calibrated.normed, calibrated.signs)
     large = weight.abs() > 0.1  # the others are guarded
-    r = 1 / torch.sqrt(h.square().mean(-1, keepdim=True) + EPSILON)
     torch.testing.assert_close(
         calibrated.residual[:, large], (calibrated.signs / (weight * r))[:, large]
     )
-    # The same signs, and what is made of them and the words at the same scale.
-    words = found["words"].binarizer.words
-    size = embeddings.square().mean(-1, keepdim=True).sqrt()
-    y = words.bits(calibrated.signs) + (embeddings / size) @ words.word.weight.T
+    # Signs of what words leave unsaid, and with what they say at the same scale.
+    y = mean + made["words"].signs @ words.bits.weight.T
     torch.testing.assert_close(made["words"].normed, y)
     torch.testing.assert_close(
         made["words"].residual[:, large], (y / (weight * r))[:, large], rtol=1e-4, atol=1e-4
@@ -109,11 +109,9 @@ def test_every_rule_learns_down_to_the_layers_below_it(name: Rule) -> None:
         answers=[torch.randint(5, 40, (n,)).int().numpy() for n in (3, 2)],
         examples=[FidExample(0, (0, 1), (0,)), FidExample(1, (2,), (1,))],
     )
-    words = WordRestorer(WIDTH) if name == "words" else None
+    words = WordResidual(WIDTH) if name == "words" else None
     network = SplitT5(tiny_t5(t5_tokenizer(), wild=False), 2, binarized=True, words=words)
     network.requires_grad_(True)
-    if words is not None:
-        fit_words(network, data.passages)
     before = network.blocks[0].layer[1].DenseReluDense.wo.weight.clone()
     settings = StageSettings("binarize", LoopSettings(1, 1e-3), recovery_weight=0.1, rule=name)
     config = T5ReaderConfig(query_budget=16, passage_budget=60, answer_budget=8)

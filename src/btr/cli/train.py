@@ -149,8 +149,8 @@ def train(
     rule: Annotated[
         Literal["calibrated", "words", "raw", "norm", "tanh"],
         typer.Option("--rule", help="How states become bits, step binarize. words: as calibrated, "
-                     "and a T5 restores them with their tokens' words. The others are for "
-                     "comparison, and of a T5 leave no checkpoint."),
+                     "but of what a T5's words leave unsaid. The others are for comparison, and "
+                     "of a T5 leave no checkpoint."),
     ] = "calibrated",
     dropout: DropoutOption = 0.1,
     precision: PrecisionOption = "bf16",

@@ -123,6 +123,9 @@ class T5Reader:
                 lower |= {f"block.{i}.{n}": t for n, t in block.state_dict().items()}
             if self.mode == "btr":
                 lower["binarizer"] = self.network.next_norm.weight
+                if self.network.words is not None:
+                    named = self.network.words.mean.state_dict().items()
+                    lower |= {f"words.{n}": t for n, t in named}
             self._fingerprint = {
                 "family": self.family,
                 "mode": self.mode,

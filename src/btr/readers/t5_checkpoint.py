@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-from btr.binarize import WordRestorer
+from btr.binarize import WordResidual
 from btr.errors import CorruptError, IncompatibleError, InputError, UsageError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
@@ -44,11 +44,11 @@ from btr.readers.t5_rows import SCALES
 _SHARED = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
            "lm_head.weight"}  # fmt: skip
 
-RESTORERS = ("scale", "words")
-"""What gives 1-bit states back: their scale alone, or words as well."""
+RULES = ("calibrated", "words")
+"""What a reader's bits are of: the states themselves, or what words leave unsaid of them."""
 
 _WORDS = "binarizer.words."
-"""Before the names of the tensors that restore states with words."""
+"""Before the names of the tensors that say what words make expect."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class T5ReaderConfig:
         passage_template: Of a passage, with ``{title}`` and ``{text}``.
         answer_prompt: What every answer begins with and is not part of it; Atlas: <extra_id_0>.
         scale: How a 1-bit token's scale is stored: "rms16" as float16, "rms8" on a log scale.
-        restore: What 1-bit states are restored from: the bits and their "scale" (the paper's rule),
-            or "words" as well (:class:`btr.binarize.WordRestorer`).
+        rule: What 1-bit states are: "calibrated" (the paper's), or "words", bits of what a token's
+            word leaves unsaid (:class:`btr.binarize.WordResidual`).
         calibration: Slope and intercept that turn an answer's log-probability into the log-odds of
             its being right (``btr.evaluate.calibration``), or None.
         word_embeddings: Packaged model whose word embeddings these are, or "" if saved here.
@@ -86,7 +86,7 @@ class T5ReaderConfig:
     passage_template: str = "title: {title} context: {text}"
     answer_prompt: str = ""
     scale: str = "rms16"
-    restore: str = "scale"
+    rule: str = "calibrated"
     calibration: tuple[float, float] | None = None
     word_embeddings: str = ""
     family: str = "t5"
@@ -207,7 +207,7 @@ def _check_names(folder: Path, wanted: Collection[str]) -> None:
 def _load_model(
     folder: Path, dtype: torch.dtype, base: str
 ) -> tuple[T5ForConditionalGeneration, dict[str, Tensor]]:
-    """The model with every tensor accounted for, and those that restore states with words.
+    """The model with every tensor accounted for, and those that say what words make expect.
 
     ``base`` has its word embeddings, if not "".
     """
@@ -260,12 +260,12 @@ def _load_words(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
     where: str,
-) -> WordRestorer | None:
-    """What restores a reader's states with words; None for one that does without."""
-    if config.mode != "btr" or config.restore != "words":
+) -> WordResidual | None:
+    """What words make a reader expect; None for one whose bits are of the states themselves."""
+    if config.mode != "btr" or config.rule != "words":
         check_tensors(tensors, {}, where)
         return None
-    words = WordRestorer(width)
+    words = WordResidual(width)
     check_tensors(tensors, words.state_dict(), where)
     words.load_state_dict(tensors)
     return words.to(dtype)
@@ -289,7 +289,7 @@ def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig
     config = parse_section(
         section, T5ReaderConfig, where,
         choices={
-            "mode": MODES, "family": ("t5",), "scale": tuple(SCALES), "restore": RESTORERS,
+            "mode": MODES, "family": ("t5",), "scale": tuple(SCALES), "rule": RULES,
             "positions": ("budget", "concatenated"),
         },
         ranges={

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Block, T5LayerNorm
 
-from btr.binarize import PreNormBinarizer, WordRestorer
+from btr.binarize import PreNormBinarizer, WordResidual
 from btr.merge import Matching, match, merge_count, merge_mean, merge_sizes, size_bias
 from btr.readers.base import Merging
 from btr.readers.packed import PackedAttention, filled
@@ -79,7 +79,7 @@ class SplitT5(nn.Module):
         model: Any T5 for conditional generation.
         split_layer: ``k``, 0 to all encoder layers.
         binarized: Whether passage states are 1-bit.
-        words: Restores them with their tokens' words; None for the bits alone.
+        words: They are bits of what the tokens' words leave unsaid; None for the states' own.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SplitT5(nn.Module):
         split_layer: int,
         *,
         binarized: bool = False,
-        words: WordRestorer | None = None,
+        words: WordResidual | None = None,
     ) -> None:
         super().__init__()
         self.model, self.split_layer = model, split_layer
@@ -99,8 +99,8 @@ class SplitT5(nn.Module):
             self.binarizer = PreNormBinarizer(norm.weight, norm.variance_epsilon, words=words)
 
     @property
-    def words(self) -> WordRestorer | None:
-        """What restores bits with their tokens' words, if anything does."""
+    def words(self) -> WordResidual | None:
+        """What tokens' words make expect, where bits are of the rest."""
         return None if self.binarizer is None else self.binarizer.words
 
     @property

@@ -2,7 +2,7 @@
 
 ``N`` tokens, ``d`` width. A 1-bit row is ``d / 8`` bytes of signs and the token's scale, the root
 ``sqrt(mean(h^2) + eps)``: the variance itself exceeds float16 in large T5s, its root does not.
-Where words help to restore, the token's id follows.
+Where words make expect a part of it, the token's id follows.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from btr.binarize import WordResidual
 from btr.bits import pack_signs, put_levels, unpack_signs
 from btr.errors import CorruptError
 from btr.readers.t5_network import Restored, SplitT5
@@ -41,13 +42,16 @@ def to_rows(network: SplitT5, hidden: Tensor, ids: Tensor, scale: str) -> NDArra
 
     Returns:
         ``[N, 2 d]``, or ``[N, d / 8 + 2]`` or ``[N, d / 8 + 1]`` uint8, two bytes more where words
-        help to restore. Continuous states beyond float16 are infinite in there; whoever stores rows
-        must look for them.
+        make expect a part. Continuous states beyond float16 are infinite in there; whoever stores
+        rows must look for them.
     """
     binarizer = network.binarizer
     if binarizer is None:
         return hidden.to(torch.float16).cpu().numpy().view(np.uint8)
-    signs, variance = binarizer.encode(hidden)
+    expected = None
+    if binarizer.words is not None:
+        expected = _expected(network.model.shared, binarizer.words, ids)
+    signs, variance = binarizer.encode(hidden, expected)
     rms = binarizer.rms(variance).cpu().numpy()
     if scale == "rms16":
         scales = rms.astype("<f2")[:, None].view(np.uint8)
@@ -108,8 +112,17 @@ def from_rows(
             raise CorruptError("a stored token that the reader does not have", where="states",
                                expected=f"an id below {len(shared.weight)}",
                                found=str(ids.max()), todo="build the store again")  # fmt: skip
-        words, places = torch.unique(torch.from_numpy(ids).to(device), return_inverse=True)
-        normed = binarizer.words(normed, shared(words), places)
+        expected = _expected(shared, binarizer.words, torch.from_numpy(ids).to(device))
+        normed = binarizer.words.restore(normed, expected)
         residual = normed * binarizer.inverse_weight.to(dtype)
     residual *= rms.to(device, dtype)
     return Restored(residual, normed)
+
+
+def _expected(shared: nn.Module, words: WordResidual, ids: Tensor) -> Tensor:
+    """What words make expect of tokens ``[N]``, ``[N, d]``.
+
+    A text's words come again and again: mapping each once takes half the time.
+    """
+    different, places = torch.unique(ids, return_inverse=True)
+    return words.expected(shared(different))[places]

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from btr.binarize import WordRestorer
+from btr.binarize import WordResidual
 from btr.data.questions import Question, asked
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
@@ -90,7 +90,7 @@ class FidLoss(StageLoss):
     ) -> None:
         super().__init__(network, settings, teacher, network.model.config.d_model)
         if network.words is not None:
-            self.recovery = None  # what restores is the projection
+            self.recovery = None  # its own map is the projection
         self.collate, self.rule = collate, rule
         self.run = TrainingPass(
             network, config.query_budget, scale=config.scale, rule=rule, recompute=recompute
@@ -207,7 +207,7 @@ def _score(
 
 
 def start_split(
-    plain: SplitT5, split_layer: int, *, binarized: bool, words: WordRestorer | None = None
+    plain: SplitT5, split_layer: int, *, binarized: bool, words: WordResidual | None = None
 ) -> SplitT5:
     """A copy of a reader's weights, split at another layer, to be trained.
 
@@ -225,11 +225,14 @@ def start_split(
 def freeze_stored(network: SplitT5) -> None:
     """Keep as they are all weights that stored states depend on, and how questions are read below.
 
-    They are the embeddings, the lower layers with the relative position bias, and the norm that the
-    binarizer stands behind.
+    They are the embeddings, the lower layers with the relative position bias, the norm that the
+    binarizer stands behind, and what words make it expect.
     """
     model = network.model
-    parts = [model.shared, self_attention(network.blocks[0]).SelfAttention.relative_attention_bias]
+    bias = self_attention(network.blocks[0]).SelfAttention.relative_attention_bias
+    parts: list[nn.Module] = [model.shared, bias]
+    if network.words is not None:
+        parts.append(network.words.mean)
     for part in (*parts, *network.blocks[: network.split_layer], network.next_norm):
         part.requires_grad_(False)
 
@@ -271,8 +274,8 @@ def train_fid(
     config = _config_of(settings, found, config, layout, network, places.start)
     binarized = config.mode == "btr"
     words = network.words
-    if config.restore == "words" and words is None:
-        words = WordRestorer(network.model.config.d_model)
+    if config.rule == "words" and words is None:
+        words = WordResidual(network.model.config.d_model)
     start_words = words is not network.words
     network = start_split(network, config.split_layer, binarized=binarized, words=words)
     teacher = None
@@ -368,7 +371,7 @@ def _config_of(
             raise UsageError("--rule words is for smaller vocabularies", where=str(start),
                              expected=f"{MOST_IDS} tokens at most",
                              found=str(len(network.model.shared.weight)))  # fmt: skip
-        found = replace(found, restore="words")
+        found = replace(found, rule="words")
     if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
         return replace(found, mode=MODE_OF[stage], calibration=None)
     layers = len(network.blocks)

@@ -42,7 +42,7 @@ class Bits:
 class CalibratedRule(nn.Module):
     """The method's own: signs behind the next norm, the residual at its own scale.
 
-    Where the binarizer knows words (:class:`btr.binarize.WordRestorer`), they help to restore.
+    Or, where it knows words, the signs of what they leave unsaid (:class:`WordResidual`).
     """
 
     def __init__(self, binarizer: PreNormBinarizer) -> None:
@@ -51,9 +51,12 @@ class CalibratedRule(nn.Module):
 
     def forward(self, h: Tensor, embeddings: Tensor) -> Bits:
         """``[..., d]`` states and their words' embeddings to bits."""
-        signs, variance = self.binarizer.encode(h)
         words = self.binarizer.words
-        normed = signs if words is None else words(signs, embeddings)
+        expected = None if words is None else words.expected(embeddings)
+        signs, variance = self.binarizer.encode(h, expected)
+        normed = signs
+        if words is not None and expected is not None:
+            normed = words.restore(signs, expected)
         return Bits(signs, self.binarizer.restore(normed, variance), normed)
 
 

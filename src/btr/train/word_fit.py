@@ -1,4 +1,4 @@
-"""Where a :class:`btr.binarize.WordRestorer` begins: the nearest map from bits and words to states.
+"""Where a :class:`btr.binarize.WordResidual` begins: the nearest maps.
 
 ``N`` packed tokens, ``d`` width.
 """
@@ -25,33 +25,35 @@ RIDGE = 1e-4
 
 @torch.no_grad()
 def fit_words(network: SplitT5, passages: Sequence[Ids]) -> None:
-    """Set a network's word restorer to the nearest map from bits and words to what was binarized.
+    """Set what words make a network expect to the nearest map, and that of the bits to the rest.
 
     Args:
-        network: Float32, with a word restorer.
+        network: Float32, with a :class:`btr.binarize.WordResidual`.
         passages: Token ids of each, at least one.
 
     Raises:
-        ValueError: The network has no word restorer.
+        ValueError: It has none.
     """
     words = network.words
     if words is None:
-        raise ValueError("the network restores its bits without words")
+        raise ValueError("the network's bits are not of what words leave unsaid")
     chosen = passages[:: -(-len(passages) // PASSAGES)]
-    fit = LeastSquares()
+    given, wanted = [], []
     for batch in by_length([len(ids) for ids in chosen]):
         ids = torch.cat([torch.as_tensor(chosen[i], dtype=torch.long) for i in batch])
         hidden = network.run_lower(ids, [len(chosen[i]) for i in batch])
-        wanted = rms_norm(network.next_norm, hidden)
-        embeddings = words.words(network.model.shared(ids))
-        fit.add(_with_one(hard_sign(wanted), embeddings), wanted)
-    width = len(words.bits.weight)
-    bits, word, constant = torch.split(fit.solve(RIDGE), [width, width, 1])
-    words.bits.weight.copy_(bits.T)
-    words.bits.bias.copy_(constant[0])
-    words.word.weight.copy_(word.T)
+        given.append(words.words(network.model.shared(ids)))
+        wanted.append(rms_norm(network.next_norm, hidden))
+    embeddings, states = torch.cat(given), torch.cat(wanted)
+    found = _nearest(torch.cat([embeddings, torch.ones(len(embeddings), 1)], dim=1), states)
+    words.mean.weight.copy_(found[:-1].T)
+    words.mean.bias.copy_(found[-1])
+    rest = states - words.mean(embeddings)
+    words.bits.weight.copy_(_nearest(hard_sign(rest), rest).T)
 
 
-def _with_one(*parts: Tensor) -> Tensor:
-    """``[N, a]`` and the like side by side, and a column of ones."""
-    return torch.cat([*parts, torch.ones(len(parts[0]), 1)], dim=1)
+def _nearest(given: Tensor, wanted: Tensor) -> Tensor:
+    """The map of ``[N, a]`` to ``[N, b]``, ``[a, b]``."""
+    fit = LeastSquares()
+    fit.add(given, wanted)
+    return fit.solve(RIDGE)
