@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
 
-from btr.binarize import PostNormBinarizer
+from btr.binarize import PostNormBinarizer, WordResidual
 from btr.data.passages import Passage
 from btr.readers.bert import BertReader
 from btr.readers.bert_checkpoint import BertReaderConfig, save_checkpoint
@@ -53,12 +53,19 @@ def tiny_model(
 
 
 def make_reader(
-    folder: Path, tokenizer: BertTokenizerFast, mode: str, split_layer: int, seed: int = 0
+    folder: Path,
+    tokenizer: BertTokenizerFast,
+    mode: str,
+    split_layer: int,
+    seed: int = 0,
+    rule: str = "calibrated",
 ) -> BertReader:
     model = tiny_model(tokenizer, seed)
-    binarizer = PostNormBinarizer(32) if mode == "btr" else None
+    binarizer: PostNormBinarizer | WordResidual | None = None
+    if mode == "btr":
+        binarizer = WordResidual(32) if rule == "words" else PostNormBinarizer(32)
     network = SplitBert(model, split_layer, 24, binarizer=binarizer)
-    config = BertReaderConfig(mode, split_layer, query_budget=24, passage_budget=96)
+    config = BertReaderConfig(mode, split_layer, query_budget=24, passage_budget=96, rule=rule)
     save_checkpoint(folder, network, tokenizer, config, dtype=torch.float32)
     return BertReader.from_pretrained(folder)
 

@@ -46,4 +46,4 @@ mean "$runs/t5-mini/plain" "$runs/t5-six/plain" "$runs/t5-sixth/plain"
 # Steps 2 and 3.
 several+=("${two[@]}" --warmup 20 --average 0.4)
 step "$runs/t5-mini" --stage decompose --layout 2+4 "${several[@]}" --lr 6e-4 --state-weight 0.2 --answer-weight 1 --steps 240 --seed 8
-step "$runs/t5-mini" --stage binarize "${several[@]}" --lr 5e-4 --state-weight 0 --answer-weight 1 --recovery-weight 0.1 --steps 340 --seed 9
+step "$runs/t5-mini" --stage binarize --rule words "${several[@]}" --lr 2.5e-4 --state-weight 0 --task-weight 0.5 --answer-weight 2 --recovery-weight 1 --steps 440 --seed 9

@@ -52,9 +52,12 @@ def bases(tmp_path_factory, tokenizer) -> dict[str, Path]:
     return {"bert": folder / "bert", "t5": folder / "t5"}
 
 
-@pytest.mark.parametrize(("family", "layout"), [("bert", "3+2"), ("t5", "3+1")])
+@pytest.mark.parametrize(
+    ("family", "layout", "rule"),
+    [("bert", "3+2", "calibrated"), ("t5", "3+1", "calibrated"), ("bert", "3+2", "words")],
+)
 def test_three_commands_make_a_reader(
-    run: Run, tmp_path, questions, bases, family: str, layout: str
+    run: Run, tmp_path, questions, bases, family: str, layout: str, rule: str
 ):
     reader, report = tmp_path / "mine", tmp_path / "report.json"
     common = ["-o", reader, "--data", questions, *SHORT, "--json", report]
@@ -62,7 +65,7 @@ def test_three_commands_make_a_reader(
     for stage, options in (
         ("reader", ["--from", bases[family], *extra]),
         ("decompose", ["--layout", layout]),
-        ("binarize", []),
+        ("binarize", ["--rule", rule]),
     ):
         code, _, err = run("train", "--stage", stage, *common, *options)
         assert code == 0, err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from transformers import BertForQuestionAnswering
 
-from btr.errors import UsageError
+from btr.errors import CorruptError, UsageError
 from btr.readers.bert import BertReader
 from btr.readers.bert_text import tokenize_passage, tokenize_query
 from tiny_readers import LAYERS, make_reader, sure_guesses, tiny_model
@@ -30,6 +32,11 @@ def decomposed(tmp_path_factory, tokenizer) -> BertReader:
 @pytest.fixture(scope="module")
 def btr(tmp_path_factory, tokenizer) -> BertReader:
     return make_reader(tmp_path_factory.mktemp("r") / "btr", tokenizer, "btr", 2)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, tokenizer) -> BertReader:
+    return make_reader(tmp_path_factory.mktemp("r") / "words", tokenizer, "btr", 2, rule="words")
 
 
 def reader_logits(reader: BertReader, question: str, passages) -> list[torch.Tensor]:
@@ -86,9 +93,9 @@ def test_the_cut_changes_something(plain, decomposed, passages):
     assert not torch.allclose(a, b, atol=1e-2)
 
 
-def test_training_forward_equals_reading(decomposed, btr, tokenizer, passages):
+def test_training_forward_equals_reading(decomposed, btr, words, tokenizer, passages):
     """The padded network that is trained and the packed one that reads are the same function."""
-    for reader in (decomposed, btr):
+    for reader in (decomposed, btr, words):
         query = torch.tensor([tokenize_query(tokenizer, QUESTION, 24)])
         tokens = [tokenize_passage(tokenizer, p.title, p.text, 96) for p in passages]
         rows = [t[0] for t in tokens]
@@ -98,9 +105,7 @@ def test_training_forward_equals_reading(decomposed, btr, tokenizer, passages):
         query_mask = torch.ones(len(rows), query.shape[1], dtype=torch.bool)
         network = reader.network
         with torch.inference_mode():
-            states = network.encode_passage(ids, mask)
-            if network.binarizer is not None:
-                states = network.binarizer(states)
+            states = network.binarize(network.encode_passage(ids, mask), ids)
             hidden = network.encode_query(query.expand(len(rows), -1), query_mask)
             logits = network.read(hidden, query_mask, states, mask)
         ours = reader_logits(reader, QUESTION, passages)
@@ -110,18 +115,44 @@ def test_training_forward_equals_reading(decomposed, btr, tokenizer, passages):
             torch.testing.assert_close(ours[i], padded, **TOLERANCE)
 
 
-def test_stored_states_answer_like_states_encoded_now(decomposed, btr, passages):
-    for reader in (decomposed, btr):
+def test_stored_states_answer_like_states_encoded_now(decomposed, btr, words, passages):
+    for reader in (decomposed, btr, words):
         stored = reader.encode(passages)
         a, b = reader.read(QUESTION, passages, stored), reader.read(QUESTION, passages)
         assert [x.text for x in a.answers] == [x.text for x in b.answers]
         # fp16 storage rounds the decomposed states; bits are exact.
-        tolerance = 1e-6 if reader is btr else 5e-2
+        tolerance = 5e-2 if reader is decomposed else 1e-6
         assert a.no_answer == pytest.approx(b.no_answer, rel=tolerance)
 
 
-def test_what_a_store_guesses_takes_the_place_of_its_bits(btr, passages):
+def test_bits_of_what_words_leave_unsaid(btr, words, passages):
+    """Rows with ids, and what is made of them, written down again here."""
+    assert words.store_kind == "bits+ids"
+    assert words.fingerprint["lower_weights"] != btr.fingerprint["lower_weights"]
+    (state,), network = words.encode(passages[:1]), words.network
+    (ids,) = words.token_ids(passages[:1])
+    assert state.rows.shape == (len(ids), 32 // 8 + 2)
+    assert state.rows[:, 4:].copy().view("<u2")[:, 0].tolist() == ids
+    with torch.inference_mode():
+        e = network.model.bert.embeddings.word_embeddings.weight[ids]
+        e = e / e.square().mean(1, keepdim=True).sqrt()
+        mean = e @ network.words.mean.weight.T + network.words.mean.bias
+        tokens = torch.tensor([ids])
+        h = network.encode_passage(tokens, torch.ones_like(tokens, dtype=torch.bool))[0]
+        bits = torch.where(h > mean, 1.0, -1.0)
+        wanted = mean + bits @ network.words.bits.weight.T
+    assert np.array_equal(np.packbits((bits > 0).numpy(), axis=1), state.rows[:, :4])
+    torch.testing.assert_close(words._from_rows([state]), wanted, **TOLERANCE)
+    rows = state.rows.copy()
+    rows[3, 4:] = 255
+    with pytest.raises(CorruptError, match="a stored token that the reader does not have"):
+        words.read(QUESTION, passages[:1], [replace(state, rows=rows)])
+
+
+@pytest.mark.parametrize("rule", ["calibrated", "words"])
+def test_what_a_store_guesses_takes_the_place_of_its_bits(request, rule, passages):
     """Sure guesses over inverted bits answer as the bits themselves."""
+    btr = request.getfixturevalue("btr" if rule == "calibrated" else "words")
     stored = btr.encode(passages)
     guessed = [sure_guesses(state, 32) for state in stored]
     a, b = btr.read(QUESTION, passages, stored), btr.read(QUESTION, passages, guessed)

@@ -250,16 +250,18 @@ def test_a_layout_has_joint_layers_and_no_more_than_the_reader(tokenizer, lower:
         start_decomposed(plain, lower, joint)
 
 
-def test_binarizing_starts_from_the_least_squares_fit(tokenizer):
+@pytest.mark.parametrize("rule", ["calibrated", "words"])
+def test_binarizing_starts_from_the_least_squares_fit(tokenizer, rule):
     split = start_decomposed(SplitBert(tiny_model(tokenizer), 0, 24), 2, 2).eval()
     data, examples = batch_of()
     data.examples.extend(examples)
-    network = start_binarized(split, data)
+    network = start_binarized(split, data, rule)
     assert split.binarizer is None
+    assert (network.words is not None) == (rule == "words")
     batch = collate(data, examples)
     with torch.no_grad():
-        *_, state = run_network(network, batch)
-        restored = network.binarizer(state)
+        made = run_network(network, batch)
+        state, restored = made.state, made.restored
     error = (state - restored)[batch.passage_mask].square().mean()
     plain_rule = (state - torch.where(state > 0, 1.0, -1.0))[batch.passage_mask].square().mean()
     assert error < plain_rule
@@ -275,8 +277,9 @@ def test_the_papers_own_rule_learns_no_scale(tokenizer):
         start_binarized(split, data, "tanh")
 
 
-def test_what_a_store_guesses_is_trained_on_as_it_is_read(tmp_path, tokenizer):
-    reader = make_reader(tmp_path / "btr", tokenizer, "btr", 2)
+@pytest.mark.parametrize("rule", ["calibrated", "words"])
+def test_what_a_store_guesses_is_trained_on_as_it_is_read(tmp_path, tokenizer, rule):
+    reader = make_reader(tmp_path / "btr", tokenizer, "btr", 2, rule=rule)
     passages = [Passage(str(n), TEXT.format(n=n) + " Indeed." * n, "Bridge") for n in range(3)]
     stored = StoredStates(reader, passages, None)
     # As if tokens 2 and 5 of the second passage had been left out.
@@ -292,7 +295,7 @@ def test_what_a_store_guesses_is_trained_on_as_it_is_read(tmp_path, tokenizer):
     assert batch.stored is not None
     assert batch.stored.guesses is not None
     with torch.inference_mode():
-        signs = stored_signs(batch, batch.stored, torch.float32)
-        made = reader.network.binarizer.restore(signs)[batch.passage_mask]
+        signs = stored_signs(batch, batch.stored, torch.float32, reader.width)
+        made = reader.network.restore(signs, batch.passage_ids)[batch.passage_mask]
         read = reader._from_rows(stored.of(passages))
     torch.testing.assert_close(made.to(read.dtype), read)

@@ -23,7 +23,7 @@ from btr.readers.t5_decoder import Cache
 from btr.readers.t5_engine import FidEngine
 from btr.readers.t5_layers import rms_norm
 from btr.readers.t5_network import SplitT5
-from btr.train.fid import FidLoss, _config_of, train_fid
+from btr.train.fid import FidLoss, _config_of, some_states, train_fid
 from btr.train.fid_examples import (
     FidData,
     FidDataSettings,
@@ -315,16 +315,16 @@ def test_a_vocabulary_whose_ids_have_no_place_beside_the_bits_is_refused(t5_tok,
     settings, found = StageSettings("binarize", LOOP, rule="words"), replace(CONFIG, split_layer=2)
     found = replace(found, mode="decomposed")
     assert _config_of(settings, found, None, None, network, Path()).rule == "words"
-    monkeypatch.setattr("btr.train.fid.MOST_IDS", 40)
-    with pytest.raises(UsageError, match="smaller vocabularies: here; expected 40 tokens at most"):
-        _config_of(settings, found, None, None, network, Path("here"))
+    monkeypatch.setattr("btr.train.word_fit.MOST_IDS", 40)
+    with pytest.raises(UsageError, match="smaller vocabularies; expected 40 tokens at most"):
+        _config_of(settings, found, None, None, network, Path())
 
 
 def test_words_are_fitted_to_states_and_bits_to_the_rest(t5_tok):
     network = SplitT5(tiny_t5(t5_tok), 2, binarized=True, words=WordResidual(32))
     draw = np.random.default_rng(0)
     passages = [draw.integers(5, 60, 40).astype(np.int32) for _ in range(60)]
-    fit_words(network, passages[:50])
+    fit_words(network.words, *some_states(network, passages[:50]))
     errors = {"calibrated": 0.0, "expected": 0.0, "restored": 0.0}
     with torch.no_grad():
         for ids in map(torch.from_numpy, passages[50:]):
@@ -340,8 +340,6 @@ def test_words_are_fitted_to_states_and_bits_to_the_rest(t5_tok):
                 errors[name] += (restored - wanted).square().sum().item()
     assert errors["restored"] < 0.6 * errors["calibrated"]
     assert errors["restored"] < 0.6 * errors["expected"]
-    with pytest.raises(ValueError, match="words leave unsaid"):
-        fit_words(SplitT5(tiny_t5(t5_tok), 2, binarized=True), passages)
 
 
 @pytest.mark.parametrize("words", [False, True])

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from btr.binarize import PostNormBinarizer, WordResidual
 from btr.bits import pack_signs, put_levels, unpack_signs
 from btr.data.passages import Passage
 from btr.errors import UsageError
@@ -25,6 +27,7 @@ from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
 from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
+from btr.readers.id_rows import id_bytes, ids_of
 from btr.readers.packed import PackedAttention, filled
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
 from btr.store.format import PassageState
@@ -91,7 +94,9 @@ class BertReader:
     @property
     def store_kind(self) -> str:
         """Kind of rows that :meth:`encode` makes (docs/format.md)."""
-        return "bits" if self.mode == "btr" else "fp16"
+        if self.mode != "btr":
+            return "fp16"
+        return "bits" if self.network.words is None else "bits+ids"
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -101,6 +106,9 @@ class BertReader:
             lower = {f"embeddings.{n}": t for n, t in bert.embeddings.state_dict().items()}
             for i, layer in enumerate(self.network.lower):
                 lower |= {f"layer.{i}.{n}": t for n, t in layer.state_dict().items()}
+            if self.network.words is not None:
+                mean = self.network.words.mean.state_dict()
+                lower |= {f"words.{n}": t for n, t in mean.items()}
             self._fingerprint = {
                 "family": self.family,
                 "mode": self.mode,
@@ -130,10 +138,12 @@ class BertReader:
             raise UsageError("a plain reader has no states to store", where=self.name,
                              todo="use its decomposed or btr checkpoint")  # fmt: skip
         inputs = [PassageTokens.of(self, p) for p in passages]
-        rows = encode_by_length(
-            [len(t.ids) for t in inputs],
-            lambda batch: self._to_rows(self._lower_states([inputs[i] for i in batch])),
-        )
+
+        def rows_of(batch: list[int]) -> NDArray[np.uint8]:
+            chosen = [inputs[i] for i in batch]
+            return self._to_rows(self._lower_states(chosen), self._ids(chosen))
+
+        rows = encode_by_length([len(t.ids) for t in inputs], rows_of)
         return [
             PassageState(row, t.text_start, t.truncated)
             for row, t in zip(rows, inputs, strict=True)
@@ -174,22 +184,38 @@ class BertReader:
         )
         return states[0]
 
-    def _to_rows(self, states: Tensor) -> np.ndarray:
-        if self.mode == "btr":
+    def _ids(self, inputs: Sequence[PassageTokens]) -> Tensor:
+        """Packed token ids ``[N]`` of passages."""
+        return torch.tensor([i for t in inputs for i in t.ids], device=self.device)
+
+    def _to_rows(self, states: Tensor, ids: Tensor) -> NDArray[np.uint8]:
+        if self.mode != "btr":
+            return states.to(torch.float16).cpu().numpy().view(np.uint8)
+        words = self.network.words
+        if words is None:
             return pack_signs(states).cpu().numpy()
-        return states.to(torch.float16).cpu().numpy().view(np.uint8)
+        rest = states - words.expected_of(ids, self.network.vocabulary)
+        return np.concatenate([pack_signs(rest).cpu().numpy(), id_bytes(ids)], axis=1)
 
     def _from_rows(self, states: Sequence[PassageState]) -> Tensor:
         """Stored states to restored ones, packed ``[N, d]`` in the reader's dtype."""
         rows, binarizer = np.concatenate([state.rows for state in states]), self.network.binarizer
-        if binarizer is not None:
-            packed = rows if self.device.type == "cpu" else torch.tensor(rows, device=self.device)
+        if binarizer is None:
+            return torch.from_numpy(rows.view(np.float16)).to(self.device, self.dtype)
+        bits = rows[:, : self.width // 8]
+        packed = bits if self.device.type == "cpu" else torch.tensor(bits, device=self.device)
+        # Without words the map is in the table that bytes are looked up in.
+        line: dict[str, Tensor] = {}
+        if isinstance(binarizer, PostNormBinarizer):
             line = {"scale": binarizer.scale, "offset": binarizer.offset}
-            restored = unpack_signs(packed, self.dtype, **line)
-            if (guessed := joined_guesses(states)) is not None:
-                put_levels(restored, guessed.places, guessed.levels, **line)
-            return restored
-        return torch.from_numpy(rows.view(np.float16)).to(self.device, self.dtype)
+        restored = unpack_signs(packed, self.dtype, **line)
+        if (guessed := joined_guesses(states)) is not None:
+            put_levels(restored, guessed.places, guessed.levels, **line)
+        if isinstance(binarizer, WordResidual):
+            vocabulary = self.network.vocabulary
+            ids = ids_of(rows, len(vocabulary.weight)).to(self.device)
+            restored = binarizer.restore(restored, binarizer.expected_of(ids, vocabulary))
+        return restored
 
     # -- at query time ------------------------------------------------------------------------
 
@@ -287,9 +313,8 @@ class BertReader:
             lengths = [len(tokens[i].ids) for i in order]
             kept = [(tokens[i].text_start, tokens[i].truncated) for i in order]
             clock.lap("tokenize")
-            restored = self._lower_states([tokens[i] for i in order])
-            if self.network.binarizer is not None:
-                restored = self.network.binarizer(restored)
+            chosen = [tokens[i] for i in order]
+            restored = self.network.binarize(self._lower_states(chosen), self._ids(chosen))
             clock.lap("passages")
         rows = torch.split(restored, lengths)
         return order, [PassageInput(r, *k) for r, k in zip(rows, kept, strict=True)]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerBase
 
-from btr.binarize import PostNormBinarizer
+from btr.binarize import PostNormBinarizer, WordResidual
 from btr.errors import CorruptError, IncompatibleError
 from btr.files import replaced_folder
 from btr.readers.base import MODES, Mode
@@ -31,6 +31,7 @@ from btr.readers.checkpoint import (
     read_config,
 )
 from btr.readers.digests import check_digests, write_digests
+from btr.readers.id_rows import RULES
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -45,6 +46,8 @@ class BertReaderConfig:
         query_budget: Positions kept for ``[CLS] question [SEP]``.
         passage_budget: Most tokens of a passage.
         labels: Classes that the reader tells a question's passages into, in the order of its head.
+        rule: What 1-bit states are: "calibrated" (the paper's), or "words", bits of what a token's
+            word leaves unsaid (:class:`btr.binarize.WordResidual`).
         word_embeddings: Model whose word embeddings these are, or "" if saved in the checkpoint.
         abstention: The score of "not answered" is this times ln(n) for n passages
             (``btr.evaluate.calibration``).
@@ -56,6 +59,7 @@ class BertReaderConfig:
     query_budget: int = 48
     passage_budget: int = 384
     labels: tuple[str, ...] = ()
+    rule: str = "calibrated"
     word_embeddings: str = ""
     abstention: float = 0.0
     family: str = "bert"
@@ -130,7 +134,10 @@ def load_network(
     shape = BertConfig(**described)
     config = read_section(section, shape, str(folder / "config.json"))
     model = BertForQuestionAnswering(shape)
-    binarizer = PostNormBinarizer(model.config.hidden_size) if config.mode == "btr" else None
+    binarizer: PostNormBinarizer | WordResidual | None = None
+    if config.mode == "btr":
+        kind = WordResidual if config.rule == "words" else PostNormBinarizer
+        binarizer = kind(model.config.hidden_size)
     network = SplitBert(
         model, config.split_layer, config.query_budget, binarizer=binarizer,
         labels=len(config.labels),
@@ -165,7 +172,7 @@ def read_section(section: object, shape: BertConfig, where: str) -> BertReaderCo
     positions = int(shape.max_position_embeddings)
     config = parse_section(
         section, BertReaderConfig, where,
-        choices={"mode": MODES, "family": ("bert",)},
+        choices={"mode": MODES, "family": ("bert",), "rule": RULES},
         ranges={
             "split_layer": (0, int(shape.num_hidden_layers)),
             "query_budget": (3, positions - 2),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
 
-from btr.binarize import PostNormBinarizer
+from btr.binarize import PostNormBinarizer, WordResidual, straight_through_sign
 from btr.readers.bert_layers import PaddedAttention, run_layer
 from btr.readers.joint_states import JointStates
 
@@ -43,7 +43,7 @@ class SplitBert(nn.Module):
         split_layer: int,
         query_budget: int,
         *,
-        binarizer: PostNormBinarizer | None = None,
+        binarizer: PostNormBinarizer | WordResidual | None = None,
         labels: int = 0,
     ) -> None:
         super().__init__()
@@ -61,6 +61,34 @@ class SplitBert(nn.Module):
     def joint(self) -> list[BertLayer]:
         """Layers ``k + 1 .. n``: query and passage together."""
         return bert_layers(self.model)[self.split_layer :]
+
+    @property
+    def words(self) -> WordResidual | None:
+        """What tokens' words make expect, where bits are of the rest."""
+        return self.binarizer if isinstance(self.binarizer, WordResidual) else None
+
+    @property
+    def vocabulary(self) -> nn.Embedding:
+        """The word embeddings."""
+        found: nn.Embedding = self.model.bert.embeddings.word_embeddings
+        return found
+
+    def binarize(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Passage states ``[..., d]`` and their tokens ``[...]`` to what is restored of their bits.
+
+        Continuous states stay as they are.
+        """
+        if self.words is not None:
+            expected = self.words.expected(self.vocabulary(ids))
+            return self.words.restore(straight_through_sign(states - expected), expected)
+        restored: Tensor = states if self.binarizer is None else self.binarizer(states)
+        return restored
+
+    def restore(self, signs: Tensor, ids: Tensor) -> Tensor:
+        """Signs ``[..., d]`` of stored passages and their tokens ``[...]`` to states."""
+        if isinstance(self.binarizer, WordResidual):
+            return self.binarizer.restore(signs, self.binarizer.expected(self.vocabulary(ids)))
+        return signs if self.binarizer is None else self.binarizer.restore(signs)
 
     def embed(self, ids: Tensor, first_position: int, segment: int) -> Tensor:
         """``[..., T]`` token ids to ``[..., T, d]`` input states, counted from ``first``."""

@@ -38,14 +38,12 @@ from btr.readers.checkpoint import (
     read_config,
 )
 from btr.readers.digests import check_digests, write_digests
+from btr.readers.id_rows import RULES
 from btr.readers.t5_network import SplitT5
 from btr.readers.t5_rows import SCALES
 
 _SHARED = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
            "lm_head.weight"}  # fmt: skip
-
-RULES = ("calibrated", "words")
-"""What a reader's bits are of: the states themselves, or what words leave unsaid of them."""
 
 _WORDS = "binarizer.words."
 """Before the names of the tensors that say what words make expect."""

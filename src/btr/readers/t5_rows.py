@@ -10,19 +10,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from btr.binarize import WordResidual
 from btr.bits import pack_signs, put_levels, unpack_signs
-from btr.errors import CorruptError
+from btr.readers.id_rows import id_bytes, ids_of
 from btr.readers.t5_network import Restored, SplitT5
 from btr.store.format import Guesses
 
 SCALES = {"rms16": 2, "rms8": 1}
 """How a token's scale may be stored, and its bytes."""
-
-MOST_IDS = 1 << 16
-"""Of a vocabulary whose ids are stored."""
 
 _STEPS = 12
 """Steps of the log scale an octave: 6 % apart, so a scale is at most 3 % off."""
@@ -50,7 +46,7 @@ def to_rows(network: SplitT5, hidden: Tensor, ids: Tensor, scale: str) -> NDArra
         return hidden.to(torch.float16).cpu().numpy().view(np.uint8)
     expected = None
     if binarizer.words is not None:
-        expected = _expected(network.model.shared, binarizer.words, ids)
+        expected = binarizer.words.expected_of(ids, network.model.shared)
     signs, variance = binarizer.encode(hidden, expected)
     rms = binarizer.rms(variance).cpu().numpy()
     if scale == "rms16":
@@ -60,7 +56,7 @@ def to_rows(network: SplitT5, hidden: Tensor, ids: Tensor, scale: str) -> NDArra
         scales = np.clip(codes, 0, 255).astype(np.uint8)[:, None]
     parts = [pack_signs(signs).cpu().numpy(), scales]
     if binarizer.words is not None:
-        parts.append(ids.cpu().numpy().astype("<u2")[:, None].view(np.uint8))
+        parts.append(id_bytes(ids))
     return np.concatenate(parts, axis=1)
 
 
@@ -107,22 +103,9 @@ def from_rows(
         if guesses is not None:
             put_levels(residual, guesses.places, guesses.levels, scale=binarizer.inverse_weight)
     else:
-        ids = np.ascontiguousarray(rows[:, behind:]).view("<u2")[:, 0].astype(np.int64)
-        if ids.max(initial=0) >= len(shared.weight):
-            raise CorruptError("a stored token that the reader does not have", where="states",
-                               expected=f"an id below {len(shared.weight)}",
-                               found=str(ids.max()), todo="build the store again")  # fmt: skip
-        expected = _expected(shared, binarizer.words, torch.from_numpy(ids).to(device))
+        ids = ids_of(rows, len(shared.weight))
+        expected = binarizer.words.expected_of(ids.to(device), shared)
         normed = binarizer.words.restore(normed, expected)
         residual = normed * binarizer.inverse_weight.to(dtype)
     residual *= rms.to(device, dtype)
     return Restored(residual, normed)
-
-
-def _expected(shared: nn.Module, words: WordResidual, ids: Tensor) -> Tensor:
-    """What words make expect of tokens ``[N]``, ``[N, d]``.
-
-    A text's words come again and again: mapping each once takes half the time.
-    """
-    different, places = torch.unique(ids, return_inverse=True)
-    return words.expected(shared(different))[places]

@@ -31,10 +31,11 @@ MAX_PASSAGES = 1 << 40
 MAX_SHARDS = MAX_GENERATION = 10**8  # the digits of their names
 PARTS = ("passages", "states", "tables", "vectors")
 BITS_PER_DIM = {
-    "bits": 1, "bits+rms16": 1, "bits+rms8": 1, "bits+rms16+ids": 1, "bits+rms8+ids": 1, "fp16": 16,
+    "bits": 1, "bits+ids": 1, "bits+rms16": 1, "bits+rms16+ids": 1, "bits+rms8": 1,
+    "bits+rms8+ids": 1, "fp16": 16,
 }  # fmt: skip
 SCALE_BYTES = {"bits+rms16": 2, "bits+rms8": 1, "bits+rms16+ids": 2, "bits+rms8+ids": 1}
-ID_BYTES = {"bits+rms16+ids": 2, "bits+rms8+ids": 2}
+ID_BYTES = {"bits+ids": 2, "bits+rms16+ids": 2, "bits+rms8+ids": 2}
 """What a row of each kind is made of: its dimensions, then the token's scale, then its id."""
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)

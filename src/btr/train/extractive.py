@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +52,23 @@ from btr.train.stored import WHOLE, StoredRows, StoredStates
 DEV_QUESTIONS = 800
 """Most dev questions of a file: F1 within 1.7 points, in ten seconds."""
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+class Outputs(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        start: ``[B, 1 + P]`` logits; column 0 is "not answered here".
+        end: The same.
+        mask: Of what takes part.
+        state: ``[U, P, d]`` passage states before the binarizer.
+        restored: ``[U, P, d]``, what the joint layers begin with.
+    """
+
+    start: Tensor
+    end: Tensor
+    mask: Tensor
+    state: Tensor
+    restored: Tensor
 
 
 def device_of(network: SplitBert) -> torch.device:
@@ -60,25 +77,21 @@ def device_of(network: SplitBert) -> torch.device:
 
 
 def run_network(network: SplitBert, batch: SpanBatch, record: JointStates | None = None) -> Outputs:
-    """Forward pass of a training batch.
-
-    Returns:
-        Start and end logits ``[B, 1 + P]`` (column 0: not answered here), their mask, and the
-        passage states ``[U, P, d]`` before the binarizer.
-    """
+    """Forward pass of a training batch."""
     query = network.encode_query(batch.query_ids, batch.query_mask)
     if batch.stored is not None and network.binarizer is not None:
-        state = stored_signs(batch, batch.stored, query.dtype)
-        restored = network.binarizer.restore(state)
+        width = int(network.model.config.hidden_size)
+        state = stored_signs(batch, batch.stored, query.dtype, width)
+        restored = network.restore(state, batch.passage_ids)
     else:
         state = network.encode_passage(batch.passage_ids, batch.passage_mask)
-        restored = state if network.binarizer is None else network.binarizer(state)
+        restored = network.binarize(state, batch.passage_ids)
     mask = batch.passage_mask[batch.passage_of]
     logits = network.read(query, batch.query_mask, restored[batch.passage_of], mask, record)
     length = batch.query_ids.shape[1]
     logits = torch.cat([logits[:, :1], logits[:, length:]], dim=1)
     full = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
-    return logits[..., 0], logits[..., 1], full, state
+    return Outputs(logits[..., 0], logits[..., 1], full, state, restored)
 
 
 def run_answers(
@@ -92,16 +105,16 @@ def run_answers(
     """
     outputs = run_network(network, batch, record)
     if network.classifier is None:
-        start, end, mask, _ = outputs
-        return outputs, [(start, mask), (end, mask)]
+        return outputs, [(outputs.start, outputs.mask), (outputs.end, outputs.mask)]
     logits: Tensor = network.classifier(record.hidden[-1][:, 0]).float()
     return outputs, [(logits, torch.ones_like(logits, dtype=torch.bool))]
 
 
-def stored_signs(batch: SpanBatch, stored: StoredRows, dtype: torch.dtype) -> Tensor:
+def stored_signs(batch: SpanBatch, stored: StoredRows, dtype: torch.dtype, width: int) -> Tensor:
     """What is known of the signs of passages' states, ``[U, P, d]``, -1 to 1."""
     mask = batch.passage_mask
-    packed = unpack_signs(torch.from_numpy(stored.rows).to(mask.device), dtype)
+    rows = torch.from_numpy(stored.rows[:, : width // 8].copy()).to(mask.device)
+    packed = unpack_signs(rows, dtype)
     if stored.guesses is not None:
         put_levels(packed, stored.guesses.places, stored.guesses.levels)
     return padded(packed, mask)
@@ -127,6 +140,8 @@ class SpanLoss(StageLoss):
         teacher: SplitBert | None = None,
     ) -> None:
         super().__init__(network, settings, teacher, network.model.config.hidden_size)
+        if network.words is not None:
+            self.recovery = None  # its own map is the projection
         self.data = data
         self.teach = partial(run_answers, teacher) if teacher is not None else None
 
@@ -134,11 +149,11 @@ class SpanLoss(StageLoss):
         """Named, weighted parts of the loss."""
         batch, settings = collate(self.data, examples).to(device_of(self.network)), self.settings
         student = JointStates()
-        (start, end, mask, state), mine = run_answers(self.network, batch, student)
+        made, mine = run_answers(self.network, batch, student)
         parts: dict[str, Tensor] = {}
         if settings.task_weight:
             if self.network.classifier is None:
-                task = losses.span_nll(start, end, mask, batch.spans)
+                task = losses.span_nll(made.start, made.end, made.mask, batch.spans)
             else:
                 task = functional.cross_entropy(mine[0][0], batch.labels)
             parts["task"] = task * settings.task_weight
@@ -160,10 +175,15 @@ class SpanLoss(StageLoss):
                 parts["state"] = distance * settings.state_weight
         if self.recovery is not None:
             # The projection must see the bits alone, so that they are what keeps the information.
-            bits = straight_through_sign(state)
+            bits = straight_through_sign(made.state)
             parts["recovery"] = settings.recovery_weight * losses.recovery_loss(
-                state, self.recovery(bits), batch.passage_mask
+                made.state, self.recovery(bits), batch.passage_mask
             )
+        elif settings.stage == "binarize" and settings.recovery_weight:
+            recovered = losses.recovery_loss(
+                made.state, made.restored, batch.passage_mask, relative=True
+            )
+            parts["recovery"] = recovered * settings.recovery_weight
         return parts
 
 
@@ -278,7 +298,7 @@ def train_extractive(
     choose_trained(network, settings, embeddings=not embeddings)
     config = replace(
         found, mode=MODE_OF[stage], split_layer=network.split_layer, labels=labels,
-        word_embeddings=embeddings,
+        rule="calibrated" if network.words is None else "words", word_embeddings=embeddings,
     )  # fmt: skip
     return run_stage(
         SpanLoss(network, data, settings, teacher),

@@ -24,13 +24,13 @@ from btr.binarize import WordResidual
 from btr.data.questions import Question, asked
 from btr.errors import UsageError
 from btr.evaluate.metrics import exact_match, f1_score
+from btr.readers.batches import by_length
 from btr.readers.joint_states import JointStates
 from btr.readers.t5 import T5Reader
 from btr.readers.t5_checkpoint import T5ReaderConfig, load_network, save_checkpoint
 from btr.readers.t5_decoder import special_token
 from btr.readers.t5_layers import rms_norm, self_attention
 from btr.readers.t5_network import SplitT5
-from btr.readers.t5_rows import MOST_IDS
 from btr.readers.t5_text import FidText
 from btr.train import losses
 from btr.train.batches import first_origins
@@ -39,6 +39,7 @@ from btr.train.fid_examples import (
     FidBatch,
     FidDataBuilder,
     FidDataSettings,
+    Ids,
     collate,
     epoch_batches,
     load_fid_data,
@@ -56,7 +57,10 @@ from btr.train.stage import (
     run_stage,
 )
 from btr.train.stored import WHOLE, StoredStates
-from btr.train.word_fit import fit_words
+from btr.train.word_fit import check_vocabulary, fit_words
+
+FITTED = 400
+"""Passages that a binarizer is fitted to: 50,000 tokens for the 2 d + 1 unknowns of a dimension."""
 
 DEV_QUESTIONS = 200
 """Most dev questions of a file that are answered at every look."""
@@ -222,6 +226,22 @@ def start_split(
     return network.requires_grad_(True)
 
 
+@torch.no_grad()
+def some_states(network: SplitT5, passages: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Word embeddings of passages' tokens, and what is binarized of them: ``[N, d]`` each.
+
+    Of so many passages, spread evenly.
+    """
+    chosen = passages[:: -(-len(passages) // FITTED)]
+    embeddings, states = [], []
+    for batch in by_length([len(ids) for ids in chosen]):
+        ids = torch.cat([torch.as_tensor(chosen[i], dtype=torch.long) for i in batch])
+        hidden = network.run_lower(ids, [len(chosen[i]) for i in batch])
+        embeddings.append(network.model.shared(ids))
+        states.append(rms_norm(network.next_norm, hidden))
+    return torch.cat(embeddings), torch.cat(states)
+
+
 def freeze_stored(network: SplitT5) -> None:
     """Keep as they are all weights that stored states depend on, and how questions are read below.
 
@@ -297,8 +317,8 @@ def train_fid(
     network.model.shared.requires_grad_(not config.word_embeddings)
     builder, dev = load_fid_data(data_settings, text, config, rejects)
     data = builder.data
-    if start_words:
-        fit_words(network, data.passages)
+    if start_words and network.words is not None:
+        fit_words(network.words, *some_states(network, data.passages))
     dev_states = None
     if stage == "adapt":
         freeze_stored(network)
@@ -367,10 +387,7 @@ def _config_of(
             calibration=None, word_embeddings=found.word_embeddings,
         )  # fmt: skip
     if stage == "binarize" and settings.rule == "words":
-        if len(network.model.shared.weight) > MOST_IDS:
-            raise UsageError("--rule words is for smaller vocabularies", where=str(start),
-                             expected=f"{MOST_IDS} tokens at most",
-                             found=str(len(network.model.shared.weight)))  # fmt: skip
+        check_vocabulary(len(network.model.shared.weight))
         found = replace(found, rule="words")
     if stage in ("binarize", "adapt") or found.mode == MODE_OF[stage]:
         return replace(found, mode=MODE_OF[stage], calibration=None)

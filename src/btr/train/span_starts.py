@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertForQuestionAnswering
 from transformers.models.bert.modeling_bert import BertLayer
 
-from btr.binarize import PostNormBinarizer
+from btr.binarize import PostNormBinarizer, WordResidual
 from btr.errors import UsageError
 from btr.readers.bert_checkpoint import load_config, load_network
 from btr.readers.bert_network import SplitBert, bert_layers
@@ -18,6 +18,7 @@ from btr.readers.checkpoint import quiet_transformers, read_config
 from btr.train.rules import Rule
 from btr.train.span_examples import SpanData, collate
 from btr.train.stage import StageSettings
+from btr.train.word_fit import check_vocabulary, fit_words
 
 EMBEDDINGS = "model.bert.embeddings.word_embeddings.weight"
 
@@ -122,21 +123,28 @@ def make_near_identity(layer: BertLayer, norm: nn.LayerNorm) -> None:
 def start_binarized(decomposed: SplitBert, data: SpanData, rule: Rule = "calibrated") -> SplitBert:
     """Step 3 starts from step 2, the binarizer from the least-squares fit on a sample of states.
 
-    Rule "raw" is the paper's for post-norm networks: the signs themselves, nothing learned.
+    Rule "raw" is the paper's for post-norm networks: the signs themselves, nothing learned. Rule
+    "words" is for bits of what words leave unsaid.
 
     Raises:
-        UsageError: The rule is one for pre-norm networks.
+        UsageError: The rule is one for pre-norm networks, or the vocabulary too large for it.
     """
-    if rule not in ("calibrated", "raw"):
+    if rule not in ("calibrated", "words", "raw"):
         raise UsageError("a rule for pre-norm networks", found=rule,
-                         expected="calibrated or raw")  # fmt: skip
+                         expected="calibrated, words or raw")  # fmt: skip
     network = copy.deepcopy(decomposed)
-    network.binarizer = PostNormBinarizer(network.model.config.hidden_size)
+    network.binarizer = binarizer = PostNormBinarizer(network.model.config.hidden_size)
     if rule == "raw":
         return network
     batch = collate(data, data.examples[:: max(1, len(data.examples) // 256)][:256])
-    states = network.encode_passage(batch.passage_ids, batch.passage_mask)
-    network.binarizer.calibrate(states[batch.passage_mask])
+    real = batch.passage_mask
+    states = network.encode_passage(batch.passage_ids, real)[real]
+    if rule == "words":
+        check_vocabulary(len(network.vocabulary.weight))
+        network.binarizer = words = WordResidual(network.model.config.hidden_size)
+        fit_words(words, network.vocabulary(batch.passage_ids[real]), states)
+    else:
+        binarizer.calibrate(states)
     return network
 
 
@@ -157,6 +165,8 @@ def choose_trained(network: SplitBert, settings: StageSettings, *, embeddings: b
         # No loss looks at spans; processes that average gradients wait for every one that is due.
         network.model.qa_outputs.requires_grad_(False)
     if network.binarizer is not None:
-        network.binarizer.requires_grad_(settings.rule == "calibrated")
+        network.binarizer.requires_grad_(settings.rule != "raw")
+    if network.words is not None and settings.stage == "adapt":
+        network.words.mean.requires_grad_(False)
     if not embeddings:
         network.get_parameter(EMBEDDINGS).requires_grad_(False)
