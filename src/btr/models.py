@@ -153,7 +153,10 @@ def _checked_folder(name: str) -> Path:
 
 
 SHIPPED: Mapping[str, str] = MappingProxyType(
-    {"minilm": "extractive reader on MiniLM-L6: exact spans, width 384"}
+    {
+        "minilm": "extractive reader on MiniLM-L6: exact spans, width 384",
+        "t5-mini": "generative reader, T5 made of MiniLM-L6: writes its answers, width 384",
+    }
 )
 """The readers that come with btr, each with a line for people."""
 

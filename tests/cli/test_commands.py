@@ -144,7 +144,7 @@ def test_models_lists_readers_and_encoders(run: Run) -> None:
     status, out, _ = run("models", "--json", "-")
     report = json.loads(out)
     assert status == 0
-    assert [r["name"] for r in report["readers"]] == ["minilm"]
+    assert [r["name"] for r in report["readers"]] == ["minilm", "t5-mini"]
     assert report["encoders"][0]["present"] is True
     assert "Hugging Face Hub id" in run("models")[1]
 
