@@ -321,7 +321,7 @@ def test_bad_checkpoints(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("minilmm", "no such reader: 'minilmm'; expected one of minilm, a folder, or a Hub id"),
+        ("minilmm", "no such reader: 'minilmm'; expected one of minilm, t5-mini, a folder, or"),
         ("/no/such/folder", "no such reader: '/no/such/folder'"),
         ("nobody/such-model", "cannot be fetched from the Hugging Face Hub: nobody/such-model"),
     ],

@@ -250,8 +250,8 @@ def test_bits_of_what_words_leave_unsaid_are_stored_and_compressed(
     words, store = tmp_path / "words", tmp_path / "words.btr"
     status, _, err = run(
         "train", "-o", words, "--stage", "binarize", "--rule", "words", "--from", reader,
-        "--plain", reader / "plain", "--data", questions, "--dev", questions, "--epochs", "80",
-        "--evaluate-every", "80", "--lr", "5e-3", "--warmup", "5", "--dropout", "0",
+        "--plain", reader / "plain", "--data", questions, "--dev", questions, "--epochs", "40",
+        "--evaluate-every", "40", "--lr", "5e-3", "--warmup", "5", "--dropout", "0",
         "--precision", "fp32",
     )  # fmt: skip
     assert status == 0, err

@@ -73,6 +73,13 @@ def test_three_commands_make_a_reader(
         assert figures["stage"] == stage
         assert 0 <= figures["dev"]["bridges_f1"] <= 100
     assert {p.name for p in reader.iterdir()} == {"plain", "decomposed", "btr", "training"}
+    # A step goes on from what it made, and may change the rule.
+    code, _, err = run(
+        "train", "--stage", "binarize", *common, "--from", reader / "btr", "--plain",
+        reader / "plain", "--rule", "words", "-o", tmp_path / "further",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads((tmp_path / "further/btr/config.json").read_text())["btr"]["rule"] == "words"
     for mode in ("plain", "decomposed", "btr"):
         code, _, err = run("eval", "--reader", reader, "--data", questions, "--mode", mode,
                            "--limit", "3", "--json", report)  # fmt: skip

@@ -290,6 +290,8 @@ def train_extractive(
     elif found.mode == "btr":
         # Step 3 goes on from what it made.
         network = load_mode(folder, "btr", stage)
+        if settings.rule == "words" and network.words is None:
+            network = start_binarized(network, data, settings.rule)
     else:
         network = start_binarized(load_mode(folder, "decomposed", stage), data, settings.rule)
     if labels != found.labels:

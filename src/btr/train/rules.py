@@ -1,8 +1,9 @@
-"""Rules that turn a pre-norm network's passage states into bits: the calibrated and three naive.
+"""Rules that turn a pre-norm network's passage states into bits: two that read, three naive.
 
 Method, section 3: the calibrated rule binarizes behind the next layer's first norm and restores the
-residual's scale. The naive ones are what it is measured against; readers and stores know only the
-calibrated one, so a network trained with another can be scored and not shipped.
+residual's scale; "words" does so with what words leave unsaid. The naive ones are what they are
+measured against: readers and stores do not know them, so a network trained with one can be scored
+and not shipped.
 
 ``d`` width; every rule maps ``[..., d]`` states and their tokens' word embeddings to :class:`Bits`.
 """
