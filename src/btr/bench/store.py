@@ -16,6 +16,9 @@ import numpy as np
 from btr.errors import UsageError
 from btr.store.reader import TokenStore
 
+WARM_READS = 20
+"""Of the same passages a round: the first ones are slower, as Python learns what it runs often."""
+
 
 def store_rows(
     path: Path, *, passages: int, rounds: int, progress: Callable[[int], None] = lambda _: None
@@ -50,14 +53,16 @@ def store_rows(
             chosen = draw.choice(len(store), passages, replace=False).tolist()
             store.held_states(chosen)
             store.passages(chosen)
-            with _timed(taken, "states, warm"):
-                store.held_states(chosen)
+            for _ in range(WARM_READS):
+                with _timed(taken, "states, warm"):
+                    store.held_states(chosen)
             bodies = [record.body.tobytes() for record in store.state_records(chosen)]
             with _timed(taken, "their checksums"):
                 for body in bodies:
                     google_crc32c.value(body)
-            with _timed(taken, "texts, warm"):
-                store.passages(chosen)
+            for _ in range(WARM_READS):
+                with _timed(taken, "texts, warm"):
+                    store.passages(chosen)
             _drop(path, store)
             with _timed(taken, "states, cold"):
                 store.held_states(chosen)

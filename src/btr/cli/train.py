@@ -149,7 +149,7 @@ def train(
     rule: Annotated[
         Literal["calibrated", "words", "raw", "norm", "tanh"],
         typer.Option("--rule", help="How states become bits, step binarize. words: as calibrated, "
-                     "but of what a T5's words leave unsaid. The others are for comparison, and "
+                     "but of what tokens' words leave unsaid. The others are for comparison, and "
                      "of a T5 leave no checkpoint."),
     ] = "calibrated",
     dropout: DropoutOption = 0.1,

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from btr.errors import CorruptError
+from btr.store.format import ID_BYTES
 
-ID_BYTES = 2
 MOST_IDS = 1 << 8 * ID_BYTES
 """Of a vocabulary whose ids are stored."""
 

@@ -40,7 +40,7 @@ from btr.readers.checkpoint import (
 from btr.readers.digests import check_digests, write_digests
 from btr.readers.id_rows import RULES
 from btr.readers.t5_network import SplitT5
-from btr.readers.t5_rows import SCALES
+from btr.store.format import SCALE_BYTES
 
 _SHARED = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
            "lm_head.weight"}  # fmt: skip
@@ -287,7 +287,7 @@ def read_section(section: object, shape: T5Config, where: str) -> T5ReaderConfig
     config = parse_section(
         section, T5ReaderConfig, where,
         choices={
-            "mode": MODES, "family": ("t5",), "scale": tuple(SCALES), "rule": RULES,
+            "mode": MODES, "family": ("t5",), "scale": tuple(SCALE_BYTES), "rule": RULES,
             "positions": ("budget", "concatenated"),
         },
         ranges={

@@ -15,10 +15,7 @@ from torch import Tensor
 from btr.bits import pack_signs, put_levels, unpack_signs
 from btr.readers.id_rows import id_bytes, ids_of
 from btr.readers.t5_network import Restored, SplitT5
-from btr.store.format import Guesses
-
-SCALES = {"rms16": 2, "rms8": 1}
-"""How a token's scale may be stored, and its bytes."""
+from btr.store.format import SCALE_BYTES, Guesses
 
 _STEPS = 12
 """Steps of the log scale an octave: 6 % apart, so a scale is at most 3 % off."""
@@ -87,7 +84,7 @@ def from_rows(
     (_, width), dtype, device = shared.weight.shape, shared.weight.dtype, shared.weight.device
     if binarizer is None:
         return Restored(torch.from_numpy(rows.view(np.float16)).to(device, dtype))
-    bits, behind = rows[:, : width // 8], width // 8 + SCALES[scale]
+    bits, behind = rows[:, : width // 8], width // 8 + SCALE_BYTES[scale]
     scales = np.ascontiguousarray(rows[:, width // 8 : behind])
     if scale == "rms16":
         rms = torch.from_numpy(scales.view("<f2").astype(np.float32))

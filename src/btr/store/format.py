@@ -34,9 +34,10 @@ BITS_PER_DIM = {
     "bits": 1, "bits+ids": 1, "bits+rms16": 1, "bits+rms16+ids": 1, "bits+rms8": 1,
     "bits+rms8+ids": 1, "fp16": 16,
 }  # fmt: skip
-SCALE_BYTES = {"bits+rms16": 2, "bits+rms8": 1, "bits+rms16+ids": 2, "bits+rms8+ids": 1}
-ID_BYTES = {"bits+ids": 2, "bits+rms16+ids": 2, "bits+rms8+ids": 2}
-"""What a row of each kind is made of: its dimensions, then the token's scale, then its id."""
+"""What a row is made of, by its kind: dimensions, then as it says the token's scale, its id."""
+
+SCALE_BYTES = {"rms16": 2, "rms8": 1}
+ID_BYTES = 2
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEX_DIGITS = re.compile(r"[0-9a-f]*", re.ASCII)
@@ -136,12 +137,12 @@ class StoreSpec:
     @property
     def scale_bytes(self) -> int:
         """Bytes of a row that are the token's scale."""
-        return SCALE_BYTES.get(self.kind, 0)
+        return sum(SCALE_BYTES.get(part, 0) for part in self.kind.split("+"))
 
     @property
     def id_bytes(self) -> int:
         """Bytes of a row that are the token's id."""
-        return ID_BYTES.get(self.kind, 0)
+        return ID_BYTES if self.kind.endswith("+ids") else 0
 
     @property
     def store_id(self) -> bytes:

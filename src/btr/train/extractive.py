@@ -113,7 +113,7 @@ def run_answers(
 def stored_signs(batch: SpanBatch, stored: StoredRows, dtype: torch.dtype, width: int) -> Tensor:
     """What is known of the signs of passages' states, ``[U, P, d]``, -1 to 1."""
     mask = batch.passage_mask
-    rows = torch.from_numpy(stored.rows[:, : width // 8].copy()).to(mask.device)
+    rows = torch.from_numpy(np.ascontiguousarray(stored.rows[:, : width // 8])).to(mask.device)
     packed = unpack_signs(rows, dtype)
     if stored.guesses is not None:
         put_levels(packed, stored.guesses.places, stored.guesses.levels)
