@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+import torch  # noqa: F401 -- a reader's process has it
 
 from btr.store.neighbours import (
     EXACT,
@@ -83,6 +86,18 @@ def test_the_levels_do_not_depend_on_what_is_read_together() -> None:
         apart.append(model.levels(rows[part], flags, ~flags, [length], rank[part][flags]))
         at += length
     assert np.array_equal(together, np.concatenate(apart))
+
+
+def test_the_levels_are_the_same_by_torch_and_by_numpy_alone(monkeypatch) -> None:
+    draw, lengths = np.random.default_rng(1), [40, 3, 120]
+    rows, asked, rank = passages(draw, lengths, 48, 9)
+    model = random_model(draw, 9, 384, LARGEST, LARGEST)
+    assert "torch" in sys.modules
+    by_torch = model.levels(rows, asked, ~asked, lengths, rank[asked])
+    monkeypatch.delitem(sys.modules, "torch")
+    by_numpy = model.levels(rows, asked, ~asked, lengths, rank[asked])
+    assert len(np.unique(by_numpy)) > 100
+    assert (by_torch == by_numpy).all()
 
 
 def test_float32_counts_to_every_score() -> None:

@@ -18,6 +18,7 @@ So the levels are the same on every machine, in whatever order it adds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,7 +157,7 @@ class NeighbourModel:
         sides = both_sides(asked, stored, lengths)
         kind = self._factors[0].dtype
         seen = [
-            _signs(rows[side.stored], kind) @ factor
+            _product(_signs(rows[side.stored], kind), factor)
             for side, factor in zip(sides, self._factors, strict=True)
         ]
         levels = np.empty((len(rank), len(self.steps)), np.int8)
@@ -289,6 +290,19 @@ def bits_of(levels: NDArray[np.int8]) -> Bytes:
     """The bits of levels ``[n, D]``, ``[n, b]``."""
     packed: Bytes = np.packbits(levels >= 0, axis=1)
     return packed
+
+
+def _product(signs: NDArray[np.floating], factor: NDArray[np.floating]) -> NDArray[np.floating]:
+    """``signs @ factor``, by the threads of torch where a reader is at work in this process.
+
+    numpy's own threads go on spinning for 25 ms after a product, on the cores that the reader's
+    need next: a question about one passage took 33 ms in place of 8 on two cores.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return signs @ factor
+    product: NDArray[np.floating] = (torch.from_numpy(signs) @ torch.from_numpy(factor)).numpy()
+    return product
 
 
 def _signs(rows: Bytes, kind: np.dtype[np.floating] | type[np.floating]) -> NDArray[np.floating]:
