@@ -364,6 +364,20 @@ def test_presets_are_the_papers(run: Run, tmp_path, questions, bases):
     assert settings["token_budget"] == 8 * 40 * 320
     budgets = [settings["reader"][f"{name}_budget"] for name in ("query", "passage", "answer")]
     assert budgets == [64, 256, 32]
+    for stage, more, losses in (
+        ("decompose", ["--layout", "2+2"], [1.0, 0.0, 0.0]),
+        ("binarize", [], [0.0, 0.0, 1.0]),
+        ("binarize", ["--answer-weight", "0.5"], [0.0, 0.5, 1.0]),  # what is given counts
+    ):
+        own = tmp_path / "given" if "--answer-weight" in more else reader
+        start = ["--from", reader / "decomposed", "--plain", reader / "plain"] * (own != reader)
+        code, _, err = run("train", "--stage", stage, "-o", own, "--data", questions, *start, *more,
+                           "--dev-share", "0.3", "--preset", "triviaqa", "--steps", "2",
+                           )  # fmt: skip
+        assert code == 0, err
+        settings = json.loads((own / "training" / stage / "settings.json").read_text())
+        weights = ("state_weight", "answer_weight", "recovery_weight")
+        assert [settings[name] for name in weights] == losses
 
 
 def test_bad_input_is_one_line(run: Run, tmp_path, questions, bases):

@@ -67,8 +67,12 @@ def test_records_of_other_data_sets(tmp_path: Path) -> None:
         "positive_ctxs": [{"title": "T", "text": "Olaf did.", "passage_id": "12"}],
         "negative_ctxs": [], "hard_negative_ctxs": [{"title": "U", "text": "No.", "psg_id": "9"}],
     }  # fmt: skip
-    first, second, third, fourth, fifth = read_questions(
-        write(tmp_path, squad, trivia, nq_open, mmlu, dpr)
+    atlas = {
+        "query": "who?", "answers": ["Olaf"], "generation": "Olaf",
+        "passages": [{"id": "7", "title": "T", "section": "S", "text": "Olaf did."}],
+    }  # fmt: skip
+    first, second, third, fourth, fifth, sixth = read_questions(
+        write(tmp_path, squad, trivia, nq_open, mmlu, dpr, atlas)
     )
     assert first.answers == ("Olaf", "King Olaf")
     assert (first.contexts[0].title, first.contexts[0].text) == ("Bridge", "King Olaf built it.")
@@ -76,6 +80,8 @@ def test_records_of_other_data_sets(tmp_path: Path) -> None:
     assert third.answers == ("Olaf", "King Olaf")
     assert (fourth.label, fourth.options[2], fourth.subject) == ("C", ("C", "y"), "law")
     assert [(p.id, p.text) for p in fifth.contexts] == [("12", "Olaf did."), ("5:ctx1", "No.")]
+    assert (sixth.question, sixth.answers) == ("who?", ("Olaf",))
+    assert [(p.id, p.title, p.text) for p in sixth.contexts] == [("7", "T", "Olaf did.")]
 
 
 def test_a_data_set_of_the_hub_is_read_like_a_file(tmp_path: Path) -> None:

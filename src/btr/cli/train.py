@@ -135,17 +135,23 @@ def train(
         float, typer.Option("--task-weight", min=0, help="Of the task's own loss; 0: off.")
     ] = 1.0,
     state_weight: Annotated[
-        float, typer.Option("--state-weight", min=0, help="Of query-aware distillation; 0: off.")
-    ] = 0.2,
+        float | None,
+        typer.Option("--state-weight", min=0, help="Of query-aware distillation; 0: off [0.2; with "
+                     "--preset as the paper: 1 in step decompose alone]."),
+    ] = None,
     distil_share: Annotated[
         float, typer.Option("--distil-share", min=0, max=1, help="Tokens that it looks at.")
     ] = 0.5,
     answer_weight: Annotated[
-        float, typer.Option("--answer-weight", min=0, help="Of the teacher's answers; 0: off.")
-    ] = 1.0,
+        float | None,
+        typer.Option("--answer-weight", min=0, help="Of the teacher's answers; 0: off [1; with "
+                     "--preset 0]."),
+    ] = None,
     recovery_weight: Annotated[
-        float, typer.Option("--recovery-weight", min=0, help="Of the recovery loss; 0: off.")
-    ] = 0.1,
+        float | None,
+        typer.Option("--recovery-weight", min=0, help="Of the recovery loss; 0: off [0.1; with "
+                     "--preset 1]."),
+    ] = None,
     rule: Annotated[
         Literal["calibrated", "words", "raw", "norm", "tanh"],
         typer.Option("--rule", help="How states become bits, step binarize. words: as calibrated, "
@@ -173,7 +179,7 @@ def train(
     ``binarize`` (1-bit passage states). ``adapt`` trains a finished reader for another task above
     the cut only, so that its stores stay valid. Start it with torchrun to use several GPUs.
     """
-    from btr.train.launch import PRESETS, family_of, places_of
+    from btr.train.launch import PAPER_LOSSES, PRESETS, family_of, places_of
     from btr.train.launch import train as run
     from btr.train.loop import LoopSettings
     from btr.train.sources import labels_of, parse_source
@@ -182,9 +188,17 @@ def train(
     if layout and stage != "decompose":
         raise UsageError("--layout is for step decompose", todo="leave it out")
     split = parse_layout(layout) if layout else None
+    weights = {"state_weight": 0.2, "answer_weight": 1.0, "recovery_weight": 0.1}
+    if preset:
+        weights |= PAPER_LOSSES.get(stage, {})
+    asked = {"state_weight": state_weight, "answer_weight": answer_weight,
+             "recovery_weight": recovery_weight}  # fmt: skip
+    weights |= {name: weight for name, weight in asked.items() if weight is not None}
     if stage == "reader" or (stage == "adapt" and not plain):
-        state_weight = answer_weight = 0.0
-    distils = bool(state_weight or answer_weight)
+        weights["state_weight"] = weights["answer_weight"] = 0.0
+    if stage != "binarize":
+        weights["recovery_weight"] = 0.0
+    distils = bool(weights["state_weight"] or weights["answer_weight"])
     places = places_of(reader, stage, start=start, plain=plain, distils=distils)
     budgets: dict[str, Any] = {}
     if preset and family_of(places.start) == "bert":
@@ -228,10 +242,8 @@ def train(
         ),
         token_budget=token_budget or 6000,
         task_weight=task_weight,
-        state_weight=state_weight,
         distil_share=distil_share,
-        answer_weight=answer_weight,
-        recovery_weight=recovery_weight if stage == "binarize" else 0.0,
+        **weights,
         dropout=dropout,
         precision=precision,
         rule=rule,

@@ -1,4 +1,4 @@
-"""Other data sets' records as ours: SQuAD, TriviaQA, NQ-open, MMLU and DPR files, by their fields.
+"""Other data sets' records as ours: SQuAD, TriviaQA, NQ-open, MMLU, DPR and Atlas, by their fields.
 
 What has none of the foreign shapes comes back as it is.
 """
@@ -20,6 +20,7 @@ def as_fid(fields: Mapping[str, Any]) -> dict[str, Any]:
     - MMLU: ``choices`` a list, ``answer`` the right one's number.
     - DPR: passages in ``positive_ctxs``, ``hard_negative_ctxs`` and ``negative_ctxs``, those with
       the answer first.
+    - Atlas: passages in ``passages``; what it writes has the question in ``query``.
     """
     found = dict(fields)
     answers, answer = found.get("answers"), found.get("answer")
@@ -40,6 +41,10 @@ def as_fid(fields: Mapping[str, Any]) -> dict[str, Any]:
     lists = [found[name] for name in _DPR_LISTS if isinstance(found.get(name), list)]
     if lists and "ctxs" not in found:
         found["ctxs"] = [_with_id(passage) for part in lists for passage in part]
+    if isinstance(found.get("passages"), list):
+        found.setdefault("ctxs", found["passages"])
+    if isinstance(found.get("query"), str) and "claim" not in found:
+        found.setdefault("question", found["query"])
     if "id" not in found and found.get("question_id") is not None:
         found["id"] = found["question_id"]
     return found

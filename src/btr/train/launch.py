@@ -54,6 +54,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
+PAPER_LOSSES: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "decompose": {"state_weight": 1.0, "answer_weight": 0.0},
+        "binarize": {"state_weight": 0.0, "answer_weight": 0.0, "recovery_weight": 1.0},
+    }
+)
+"""Beside the task's own loss: query-aware distillation in step 2, recovery in step 3."""
+
+
 def places_of(
     reader: Path, stage: Stage, *, start: str = "", plain: str = "", distils: bool = True
 ) -> Places:
