@@ -291,7 +291,7 @@ class _Work:
         prior = (positive[own].sum(0) + 1) / (counts[own].sum() + 2)
         classed = own & (counts >= CLASSED)
         classes = class_of(
-            np.concatenate([np.zeros((1, len(prior)), np.int64), positive[classed]]),
+            np.concatenate([np.zeros((1, len(prior)), np.int32), positive[classed]]),
             np.concatenate([[0], counts[classed]]), prior,
         )  # fmt: skip
         owner = np.where(classed, np.cumsum(classed), 0)

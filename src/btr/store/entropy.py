@@ -26,6 +26,7 @@ DRIFTS = 16
 SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 _LOGIT_STEP = 0.45
+_IDS = 1024  # ids that are worked on together
 _TABLE_BYTES = 2 * CLASSES * DRIFTS
 _LOW = 1 << 16  # of a coder's state, which is renormalised by 16 bits
 _STREAMS = 2  # states in turn: the processor works on one while it waits for the other
@@ -122,10 +123,14 @@ def class_of(positive: NDArray[np.int64], counts: NDArray[np.int64], prior: Any)
         counts: ``[k]`` occurrences.
         prior: ``[d]`` share of positive signs over all ids; counts as eight occurrences.
     """
-    share = (positive + 8 * prior) / (counts[:, None] + 8)
-    logit = np.log(share / (1 - share))
-    steps = np.floor(logit / _LOGIT_STEP) + CLASSES // 2
-    classes: Bytes = np.clip(steps, 0, CLASSES - 1).astype(np.uint8)
+    classes = np.empty(positive.shape, np.uint8)
+    # A few ids at a time: there may be as many as the vocabulary has.
+    for first in range(0, len(positive), _IDS):
+        part = slice(first, first + _IDS)
+        share = (positive[part] + 8 * prior) / (counts[part, None] + 8)
+        logit = np.log(share / (1 - share))
+        steps = np.floor(logit / _LOGIT_STEP) + CLASSES // 2
+        classes[part] = np.clip(steps, 0, CLASSES - 1)
     return classes
 
 

@@ -36,6 +36,7 @@ EXACT = 4096
 
 _IN_CACHE = 128  # tokens whose scores stay in the second-level cache
 _BLOCK = 4096  # tokens whose products, 64 at most each, float32 adds exactly
+_IDS = 1024  # ids that are worked on together
 _RIDGE = 1e-3
 _PRIOR = 16  # tokens that the neighbours of all ids count as
 
@@ -254,16 +255,22 @@ class NeighbourFit:
             means: ``[S, D]`` mean of every id's bits as -1 and +1, over all of its occurrences.
         """
         dim = means.shape[1]
-        average = self._sums / np.maximum(self._counts, 1)[:, None]
+        sides, counts = self._sums[:, : 2 * dim], self._counts[:, None]
+        # Of a few ids at a time: there may be as many as the vocabulary has.
+        parts = [slice(i, i + _IDS) for i in range(0, len(means), _IDS)]
         # Within ids: an id's own mean is its base's to say.
-        moments = self._moments - self._sums[:, : 2 * dim].T @ average
+        moments = self._moments.copy()
+        for part in parts:
+            moments -= sides[part].T @ (self._sums[part] / np.maximum(counts[part], 1))
         square = moments[:, : 2 * dim]
         square += (_RIDGE * np.trace(square) / (2 * dim) + 1) * np.eye(2 * dim)
         factors = np.linalg.solve(square, moments[:, 2 * dim :])
         # Of an id that was seldom looked at, the neighbours are rather those of any id.
-        overall = self._sums.sum(0) / max(1, self._counts.sum())
-        seen = (self._sums + _PRIOR * overall) / (self._counts + _PRIOR)[:, None]
-        base = means - seen[:, : 2 * dim] @ factors
+        overall = sides.sum(0) / max(1, self._counts.sum())
+        base = np.empty(means.shape)
+        for part in parts:
+            seen = (sides[part] + _PRIOR * overall) / (counts[part] + _PRIOR)
+            base[part] = means[part] - seen @ factors
         # A dimension's sums may be in any unit: only their sign is asked for.
         widest = np.maximum(np.abs(base).max(0, initial=0), 1e-9)
         unit = np.minimum(
