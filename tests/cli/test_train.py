@@ -218,6 +218,7 @@ def test_a_network_pretrained_with_bits_becomes_a_reader(run: Run, tmp_path, que
     words = ["pretrain", texts, "-o", reader, "--from", bases["t5"], "--scratch",
              "--layout", "3+1", "--query-budget", "16", "--passage-budget", "40",
              "--dev-share", "0.3", "--token-budget", "300", "--warmup", "2",
+             "--relative-lr", "--lr", "1e-3", "--average", "0.5",
              "--json", tmp_path / "report.json"]  # fmt: skip
     code, _, err = run(*words)
     assert code == 0, err

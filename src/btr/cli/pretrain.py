@@ -10,11 +10,14 @@ import typer
 from btr.cli.output import JsonOption, console, write_json
 from btr.cli.training import (
     AccumulateOption,
+    AverageOption,
     DropoutOption,
     EvaluateEveryOption,
     LayoutOption,
+    PatienceOption,
     PrecisionOption,
     RecomputeOption,
+    RelativeRateOption,
     SeedOption,
     TrainedReaderOption,
     WarmupOption,
@@ -51,12 +54,15 @@ def pretrain(
         int, typer.Option("--steps", min=0, help="Stop after so many steps; 0: after the passes.")
     ] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 5e-4,
+    relative_lr: RelativeRateOption = False,
+    average: AverageOption = 0.0,
     warmup: WarmupOption = 500,
     token_budget: Annotated[
         int, typer.Option("--token-budget", min=1, help="Most padded tokens of a batch.")
     ] = 6000,
     accumulate: AccumulateOption = 1,
     evaluate_every: EvaluateEveryOption = 0,
+    patience: PatienceOption = 0,
     dev_share: Annotated[
         float, typer.Option("--dev-share", min=0, max=0.5, help="Share of documents held out.")
     ] = 0.01,
@@ -80,7 +86,7 @@ def pretrain(
     places = Places(reader_folder(start), reader / mode, reader / "training" / "pretrain")
     loop = LoopSettings(
         epochs, lr, steps=steps, accumulate=accumulate, evaluate_every=evaluate_every,
-        warmup=warmup, seed=seed,
+        patience=patience, warmup=warmup, seed=seed, relative=relative_lr, average=average,
     )  # fmt: skip
     figures = run(
         StageSettings("reader", loop, token_budget, dropout=dropout, precision=precision),

@@ -10,11 +10,14 @@ import typer
 from btr.cli.output import JsonOption, console, write_json
 from btr.cli.training import (
     AccumulateOption,
+    AverageOption,
     DropoutOption,
     EvaluateEveryOption,
     LayoutOption,
+    PatienceOption,
     PrecisionOption,
     RecomputeOption,
+    RelativeRateOption,
     SeedOption,
     TrainedReaderOption,
     WarmupOption,
@@ -79,14 +82,8 @@ def train(
         int | None, typer.Option("--steps", min=1, help="Stop after so many steps.")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate [1e-4].")] = None,
-    relative_lr: Annotated[
-        bool, typer.Option("--relative-lr", help="The rate is relative to each matrix's size, as "
-                           "Adafactor's: for T5, then about 1e-3.")
-    ] = False,
-    average: Annotated[
-        float, typer.Option("--average", min=0, max=1, help="Keep the mean of the weights over "
-                            "this last share of the steps.")
-    ] = 0.0,
+    relative_lr: RelativeRateOption = False,
+    average: AverageOption = 0.0,
     warmup: WarmupOption = 200,
     token_budget: Annotated[
         int | None,
@@ -161,10 +158,7 @@ def train(
     dropout: DropoutOption = 0.1,
     precision: PrecisionOption = "bf16",
     evaluate_every: EvaluateEveryOption = 0,
-    patience: Annotated[
-        int, typer.Option("--patience", min=0, help="Looks at dev without a better score after "
-                          "which to stop; 0: never.")
-    ] = 0,
+    patience: PatienceOption = 0,
     recompute: RecomputeOption = False,
     track: Annotated[
         Literal["tensorboard", "wandb"] | None,

@@ -23,6 +23,21 @@ LayoutOption = Annotated[
     typer.Option("--layout", metavar="LOWER+JOINT",
                  help="Encoder layers below the cut and joint ones, where a reader is split."),
 ]  # fmt: skip
+RelativeRateOption = Annotated[
+    bool,
+    typer.Option("--relative-lr", help="The rate is relative to each matrix's size, as "
+                 "Adafactor's: for T5, then about 1e-3."),
+]  # fmt: skip
+AverageOption = Annotated[
+    float,
+    typer.Option("--average", min=0, max=1,
+                 help="Keep the mean of the weights over this last share of the steps."),
+]  # fmt: skip
+PatienceOption = Annotated[
+    int,
+    typer.Option("--patience", min=0,
+                 help="Looks at dev without a better score after which to stop; 0: never."),
+]  # fmt: skip
 WarmupOption = Annotated[int, typer.Option("--warmup", min=0, help="Steps of warm-up.")]
 AccumulateOption = Annotated[
     int, typer.Option("--accumulate", min=1, help="Batches of a process that make a step.")
