@@ -58,5 +58,6 @@ row ratio-32-lossless --ratio 0.32 --lossless
 row top-500 --top 500
 row top-1000 --top 1000
 row top-2000 --top 2000
+row paper-stop-words --paper --ratio 0
 row paper --paper
 row paper-lossless --paper --lossless
