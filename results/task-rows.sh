@@ -6,8 +6,8 @@
 #
 # STORE: the corpus, read by READER; COMPRESSED: the same, compressed. EVAL: folder of the question files, with their retrieval runs in retrieved/.
 # TASKS="squad nq-top20" makes rows of these tasks only; LIMIT=500 reads the first 500 questions of each. DECOMPOSED: a store of READER's continuous
-# states; without one the decomposed reader encodes passages while it is timed. MODES="plain btr" leaves that reader out. MERGING: options of btr eval for
-# the compressed row, such as "--intra 0.2 --cross 0.2" for a generative reader.
+# states; without one the decomposed reader encodes passages while it is timed; "none" leaves that reader out. MERGING: options of btr eval for the
+# compressed row, such as "--intra 0.2 --cross 0.2" for a generative reader.
 set -euo pipefail
 reader=$1 store=$2 compressed=$3 eval=$4 out=$5
 
@@ -32,7 +32,7 @@ print(json.dumps(line), file=open(out, "a"), flush=True)
 PYTHON
 }
 
-modes=" ${MODES:-plain decomposed btr} "
+decomposed=${DECOMPOSED:-$store}
 for task in ${TASKS:-squad nq squad-top20 nq-top20 triviaqa-top20 webquestions-top20}; do
     data=${task%-top20}
     options=(--data "$eval/$data.jsonl.gz")
@@ -40,7 +40,7 @@ for task in ${TASKS:-squad nq squad-top20 nq-top20 triviaqa-top20 webquestions-t
     if [ "$data" = fever ]; then options+=(--classes); fi
     row "$task" plain "$store" --mode plain "${options[@]}"
     plain=(--against "$out.$task.plain.json")
-    if [[ $modes == *" decomposed "* ]]; then row "$task" decomposed "${DECOMPOSED:-$store}" --mode decomposed "${options[@]}" "${plain[@]}"; fi
+    if [ "$decomposed" != none ]; then row "$task" decomposed "$decomposed" --mode decomposed "${options[@]}" "${plain[@]}"; fi
     row "$task" btr "$store" --mode btr "${options[@]}" "${plain[@]}"
     row "$task" btr-compressed "$compressed" --mode btr "${options[@]}" "${plain[@]}" ${MERGING:-}
     rm -f "$out.$task".*.json "$out.info.json"

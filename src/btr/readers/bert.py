@@ -27,10 +27,10 @@ from btr.readers.bert_layers import run_layer
 from btr.readers.bert_network import SplitBert
 from btr.readers.bert_text import encode_text, tokenize_passage, tokenize_query
 from btr.readers.checkpoint import tokenizer_digest, vocabulary_of, weights_digest
-from btr.readers.id_rows import id_bytes, ids_of
+from btr.readers.id_rows import ids_of
 from btr.readers.packed import PackedAttention, filled
 from btr.readers.spans import LONGEST_ANSWER, span_scores, top_spans
-from btr.store.format import PassageState
+from btr.store.format import PassageState, packed_ids
 
 CANDIDATES = 10
 """Best spans of a passage that take part in the count of equal answers."""
@@ -195,7 +195,8 @@ class BertReader:
         if words is None:
             return pack_signs(states).cpu().numpy()
         rest = states - words.expected_of(ids, self.network.vocabulary)
-        return np.concatenate([pack_signs(rest).cpu().numpy(), id_bytes(ids)], axis=1)
+        parts = [pack_signs(rest).cpu().numpy(), packed_ids(ids.cpu().numpy())]
+        return np.concatenate(parts, axis=1)
 
     def _from_rows(self, states: Sequence[PassageState]) -> Tensor:
         """Stored states to restored ones, packed ``[N, d]`` in the reader's dtype."""

@@ -17,11 +17,6 @@ RULES = ("calibrated", "words")
 """What a reader's bits are of: the states themselves, or what words leave unsaid of them."""
 
 
-def id_bytes(ids: Tensor) -> NDArray[np.uint8]:
-    """Ids ``[N]`` to what stands behind their bits, ``[N, 2]``."""
-    return ids.cpu().numpy().astype("<u2")[:, None].view(np.uint8)
-
-
 def ids_of(rows: NDArray[np.uint8], vocabulary: int) -> Tensor:
     """The ids at the end of rows ``[N, row bytes]``, ``[N]`` int64.
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from btr.bits import pack_signs, put_levels, unpack_signs
-from btr.readers.id_rows import id_bytes, ids_of
+from btr.readers.id_rows import ids_of
 from btr.readers.t5_network import Restored, SplitT5
-from btr.store.format import SCALE_BYTES, Guesses
+from btr.store.format import SCALE_BYTES, Guesses, packed_ids
 
 _STEPS = 12
 """Steps of the log scale an octave: 6 % apart, so a scale is at most 3 % off."""
@@ -53,7 +53,7 @@ def to_rows(network: SplitT5, hidden: Tensor, ids: Tensor, scale: str) -> NDArra
         scales = np.clip(codes, 0, 255).astype(np.uint8)[:, None]
     parts = [pack_signs(signs).cpu().numpy(), scales]
     if binarizer.words is not None:
-        parts.append(id_bytes(ids))
+        parts.append(packed_ids(ids.cpu().numpy()))
     return np.concatenate(parts, axis=1)
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from btr.errors import CorruptError
 from btr.store.coding_tables import CodingTables, load_coding
-from btr.store.format import Guesses, Manifest, PassageState
+from btr.store.format import Guesses, Manifest, PassageState, packed_ids
 from btr.store.names import CODING, added_by
 from btr.store.neighbours import bits_of
 from btr.store.shard import StateRecord, state_record
@@ -245,7 +245,7 @@ class Coder:
         c = b + tables.scale_bytes
         rows[shared, :c] = tables.rows[self._rows[rank[shared]]]
         if tables.id_bytes:
-            rows[:, c:] = tables.ids[rank].astype("<u2")[:, None].view(np.uint8)
+            rows[:, c:] = packed_ids(tables.ids[rank])
         grouped = tables.groups[rank[referring]] > 0
         merged, left_out = referring[grouped], referring[~grouped]
         rows[merged, :b] = tables.codebook[self._starts[rank[merged]] + groups[grouped]]

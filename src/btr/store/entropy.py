@@ -115,7 +115,7 @@ class Kernels(NamedTuple):
     decode: Callable[..., None]
 
 
-def class_of(positive: NDArray[np.int64], counts: NDArray[np.int64], prior: Any) -> Bytes:
+def class_of(positive: NDArray[np.integer], counts: NDArray[np.int64], prior: Any) -> Bytes:
     """Classes of dimensions, from how often they are positive.
 
     Args:

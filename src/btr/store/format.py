@@ -37,12 +37,19 @@ BITS_PER_DIM = {
 """What a row is made of, by its kind: dimensions, then as it says the token's scale, its id."""
 
 SCALE_BYTES = {"rms16": 2, "rms8": 1}
+"""How a token's scale may be stored, and its bytes."""
+
 ID_BYTES = 2
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEX_DIGITS = re.compile(r"[0-9a-f]*", re.ASCII)
 
 T = TypeVar("T")
+
+
+def packed_ids(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Token ids ``[n]`` as they stand at the end of rows, ``[n, ID_BYTES]``."""
+    return ids.astype("<u2")[:, None].view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
