@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from btr.errors import UsageError
-from btr.readers import t5_engine
+from btr.readers import t5_engine, t5_few_rows
 from btr.readers.t5_decoder import Decoder
 from btr.readers.t5_engine import FidEngine
 from btr.readers.t5_few_rows import Int8Linear, PackedLinear, has_int8, packable
@@ -65,6 +65,21 @@ def test_eight_bits_are_near_and_rows_alone(shape) -> None:
         assert torch.equal(found[i : i + 1], quantised(x[i : i + 1]))
     assert torch.equal(quantised(torch.zeros(1, shape[1])), torch.zeros(1, shape[0]))
     assert quantised(x[None].bfloat16()).shape == (1, 6, shape[0])
+
+
+@pytest.mark.parametrize("spread", [1.0, 2.1])
+@torch.inference_mode()
+def test_sums_of_eight_bits_do_not_overflow(monkeypatch, spread) -> None:
+    """The greatest inputs and weights, as either kind of CPU has to take them."""
+    needs_int8()
+    if spread < t5_few_rows.weight_range():
+        pytest.skip("this CPU adds eight-bit products in 16 bits")
+    monkeypatch.setattr(t5_few_rows, "weight_range", lambda: spread)
+    layer = nn.Linear(96, 3, bias=False)
+    layer.weight.copy_(torch.tensor([[1.0], [-1.0], [0.5]]).expand(3, 96))
+    found = Int8Linear(layer)(torch.stack([torch.ones(96), -torch.ones(96)]))
+    expected = 96 * torch.tensor([[1.0, -1.0, 0.5], [-1.0, 1.0, -0.5]])
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
 
 
 def test_eight_bits_are_refused_where_there_are_none(monkeypatch) -> None:

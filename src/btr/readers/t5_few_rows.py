@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -61,7 +62,8 @@ class Int8Linear(nn.Module):
 
     Inputs are quantised on the fly, with a scale a row, so that a row's result does not depend on
     the rows with it. Only for few rows: over thousands of them 16-bit products are many times
-    faster, so the keys and values of the passages stay in 16 bits.
+    faster, so the keys and values of the passages stay in 16 bits. On CPUs without AVX-512 VNNI
+    the weights take 7 of the bits (:func:`weight_range`).
 
     Args:
         linear: The layer to quantise; not changed.
@@ -71,29 +73,60 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()
         self.scales = weight.abs().amax(1).clamp_min_(1e-12)
-        # FBGEMM has one scale for all weights and one for all inputs. Outputs and rows are brought
-        # to -1 .. 1 first; two more inputs, with weights of 0, are -1 and 1 in every row.
-        scaled = functional.pad(weight / self.scales[:, None], (0, 2))
-        self.ends = torch.tensor([[-1.0, 1.0]])
-        self.no_bias = torch.zeros(len(weight))
-        with warnings.catch_warnings():
-            # Each of the three says once that a later PyTorch may not have it; :func:`has_int8`.
-            warnings.simplefilter("ignore", UserWarning)
-            self.weight, self.offsets, self.scale, self.zero = torch.fbgemm_linear_quantize_weight(
-                scaled
-            )
-            self.packed = torch.fbgemm_pack_quantized_matrix(self.weight)
-            self(weight[:1])
+        self.product = Int8Product(weight / self.scales[:, None], weight_range())
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` of the dtype of ``x``."""
         rows = x.flatten(0, -2).float()
         scales = rows.abs().amax(1, keepdim=True).clamp_min_(1e-12)
-        given = torch.cat([rows / scales, self.ends.expand(len(rows), 2)], 1)
-        result = torch.fbgemm_linear_int8_weight_fp32_activation(
+        result = self.product(rows / scales) * self.scales * scales
+        return result.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class Int8Product:
+    """FBGEMM's product of quantised inputs and weights, both of -1 .. 1.
+
+    It has one scale for all weights and one for all inputs, each from the smallest and greatest
+    value. Two more inputs are -1 and 1 in every row, and one more output has weights of both ends
+    of the range; where these meet the others, there are zeros.
+
+    Args:
+        weight: ``[out, in]`` float32.
+        spread: End of the weights' range, at least 1: what 127 stands for.
+    """
+
+    def __init__(self, weight: Tensor, spread: float) -> None:
+        padded = functional.pad(weight, (0, 2, 0, 1))
+        padded[-1, -2:] = torch.tensor([-spread, spread])
+        self.ends, self.no_bias = torch.tensor([[-1.0, 1.0]]), torch.zeros(len(padded))
+        with warnings.catch_warnings():
+            # Each of the three says once that a later PyTorch may not have it; :func:`has_int8`.
+            warnings.simplefilter("ignore", UserWarning)
+            self.weight, self.offsets, self.scale, self.zero = torch.fbgemm_linear_quantize_weight(
+                padded
+            )
+            self.packed = torch.fbgemm_pack_quantized_matrix(self.weight)
+            self(weight[:1])
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``[n, in]`` float32 to ``[n, out]``."""
+        given = torch.cat([rows, self.ends.expand(len(rows), 2)], 1)
+        result: Tensor = torch.fbgemm_linear_int8_weight_fp32_activation(
             given, self.weight, self.packed, self.offsets, self.scale, self.zero, self.no_bias
         )
-        return (result * self.scales * scales).to(x.dtype).view(*x.shape[:-1], -1)
+        return result[:, :-1]
+
+
+@cache
+def weight_range() -> float:
+    """What 127 stands for in weights of at most 1, so that no sum of two products overflows.
+
+    Without AVX-512 VNNI, FBGEMM adds pairs of an input's 0 .. 255 times a weight's -128 .. 127 in
+    16 bits and cuts the sum at 32,767. Half of the range is then left unused: 62 * 255 * 2 is less.
+    """
+    ones = torch.ones(1, 64)
+    whole = float(Int8Product(ones, 1.0)(ones))
+    return 1.0 if abs(whole - 64) < 1 else 2.1
 
 
 def for_few_rows(blocks: list[T5Block], make: Callable[[nn.Linear], nn.Module]) -> list[T5Block]:
