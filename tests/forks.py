@@ -20,7 +20,7 @@ from unittest import mock
 
 from btr.errors import BtrError
 
-PRELOADED = ("stub_processes", "stub_warm", "stub_training", "stub_warm_training")
+PRELOADED = ("stub_processes", "stub_warm", "stub_training", "stub_warm_training", "stub_steps")
 """Those of them that are there: pytest puts the folders of the tests that it runs on the path."""
 
 

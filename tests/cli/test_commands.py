@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,6 +281,34 @@ def test_sweep_draws_every_setting(
     ):
         status, _, err = run(*words, "-o", tmp_path / "out", *flags)
         assert (status, message in one_line(err)) == (2, True), err
+
+
+def test_sweep_compares_what_stores_have(
+    run: Run, whole_store: Path, tiny: Path, questions: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(whole_store, small)
+    assert run("compress", small, "--ratio", "0")[0] == 0
+    words = ("sweep", "--reader", tiny, "--data", questions, "--passages", "2",
+             "-o", tmp_path / "o", "--store", whole_store)  # fmt: skip
+    status, out, err = run(*words, "--states", whole_store, "--states", small)
+    assert status == 0, err
+    assert f"2 passages, {small.name}" in " ".join(out.split())
+    report = json.loads((tmp_path / "o" / "sweep.json").read_text())
+    points = {(p["mode"], p["store"]): p for p in report["points"]}
+    assert list(points) == [
+        ("plain", ""), ("decomposed", ""), ("btr", ""), ("btr", whole_store.name),
+        ("btr", small.name),
+    ]  # fmt: skip
+    assert points["btr", ""]["score"] == points["btr", whole_store.name]["score"]
+    for store in (whole_store, small):
+        told = json.loads(run("info", store, "--json", "-")[1])
+        found = points["btr", store.name]["bytes_per_token"]
+        assert found == pytest.approx(told["state_bytes_per_token"], abs=0.01)
+    status, _, err = run(*words, "--modes", "plain", "--states", small)
+    assert (status, "a plain reader reads no" in one_line(err)) == (2, True), err
+    status, _, err = run(*words, "--modes", "decomposed", "--states", small)
+    assert (status, "made by another reader: mode differs" in one_line(err)) == (5, True), err
 
 
 def test_eval_finds_the_pieces_of_a_passage_that_the_store_has_cut(

@@ -184,7 +184,7 @@ def test_ablation_reads_a_compressed_store(
     assert rows["without offline compression"]["bytes_per_token"] == 6
     size = json.loads(run("info", compressed, "--json", "-")[1])["state_bytes_per_token"]
     for name in ("BTR", "without intra-passage merging"):
-        assert rows[name]["stored"]
+        assert rows[name]["store"]
         assert rows[name]["bytes_per_token"] == pytest.approx(size, abs=0.01)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stub_steps import train
 
 from btr.readers.t5_checkpoint import load_network
 from cli_lines import one_line
+from forks import Worker, ended
 from tiny_readers import tiny_model
 from tiny_t5 import t5_tokenizer, tiny_t5
 
@@ -254,19 +255,35 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "btr", "train", *map(str, words)]
 
 
-def test_killed_and_run_again_gives_the_same_checkpoint(tmp_path, questions, bases):
-    words = ["--stage", "reader", "--from", bases["bert"], "--data", questions, "--epochs", "3",
-             "--dev-share", "0.3", "--token-budget", "200"]  # fmt: skip
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command("-o", whole, *words), check=True, capture_output=True)
-    process = subprocess.Popen(command("-o", cut, *words), stdout=subprocess.DEVNULL)
-    log = cut / "training" / "reader" / "log.jsonl"
-    while process.poll() is None and not log.exists():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run(command("-o", cut, *words), check=True, capture_output=True)
-    assert digest(whole / "plain") == digest(cut / "plain")
+@pytest.mark.parametrize(("family", "layout"), [("bert", "3+2"), ("t5", "3+1")])
+def test_every_step_killed_and_run_again_gives_the_same_checkpoint(
+    tmp_path, questions, bases, family: str, layout: str
+):
+    """Killed once it has logged something, which is after its first state was begun or later."""
+    common = ["--data", questions, "--steps", "6", "--dev-share", "0.1", "--token-budget", "200",
+              "--warmup", "2", "--evaluate-every", "2"]  # fmt: skip
+    whole = tmp_path / "whole"
+    for stage, mode, start, options in (
+        ("reader", "plain", bases[family], []),
+        ("decompose", "decomposed", whole / "plain", ["--layout", layout]),
+        ("binarize", "btr", whole / "decomposed", []),
+        ("adapt", "btr", whole / "btr", []),
+    ):
+        words = ["--stage", stage, "--from", start, *common, *options]
+        if stage != "reader":
+            words += ["--plain", whole / "plain"]
+        made = whole if stage != "adapt" else tmp_path / "adapted"
+        assert ended(Worker(train, list(map(str, ["-o", made, *words])))) == [0]
+        cut = tmp_path / f"cut-{stage}"
+        worker = Worker(train, list(map(str, ["-o", cut, *words])))
+        worker.go()
+        log, seen = cut / "training" / stage / "log.jsonl", 2
+        while not log.exists() or log.read_bytes().count(b"\n") < seen:
+            time.sleep(0.002)
+        assert worker.kill(), "it ended before it was killed"
+        assert ended(Worker(train, list(map(str, ["-o", cut, *words])))) == [0]
+        assert digest(made / mode) == digest(cut / mode)
+        assert log.read_bytes().count(b"\n") > seen
 
 
 def test_only_the_same_step_goes_on(run: Run, tmp_path, questions, bases):

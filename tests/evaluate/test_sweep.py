@@ -19,7 +19,8 @@ def point(score: float, speed: float, size: float) -> Point:
 
 def test_merging_is_tried_where_it_can_be():
     readers = [("a", "plain"), ("a", "btr"), ("b", "btr")]
-    settings = grid(readers, [5, 10], [0, 0.2], [0, 0.1, 0.2], merges={"a": True, "b": False})
+    settings = grid(readers, [5, 10], [0, 0.2], [0, 0.1, 0.2], merges={"a": True, "b": False},
+                    stores={})  # fmt: skip
     assert len(settings) == len(set(settings)) == 2 * (1 + 6 + 1)
     assert {s.mode for s in settings if s.intra or s.cross} == {"btr"}
     assert {s.reader for s in settings if s.intra or s.cross} == {"a"}
@@ -38,7 +39,7 @@ def test_readers_are_called_by_what_tells_them_apart():
     }
     assert short_names(["/runs/b/mini", "/runs/b/mini"]) == {"/runs/b/mini": "mini"}
     merges = {"x/r": True, "y/r": True}
-    shown = grid([("x/r", "btr"), ("y/r", "btr")], [5], [0], [0], merges=merges)
+    shown = grid([("x/r", "btr"), ("y/r", "btr")], [5], [0], [0], merges=merges, stores={})
     assert [s.label for s in shown] == ["x/r btr, 5 passages", "y/r btr, 5 passages"]
 
 

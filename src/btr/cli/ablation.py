@@ -37,15 +37,14 @@ def ablation(
     from rich.table import Table
 
     from btr.evaluate.ablation import ablation_rows, as_table
-    from btr.store.sizes import store_sizes
 
     readers = load_readers([(reader, "btr")], dtype)
-    loaded, size = readers[reader, "btr"], 0.0
+    loaded, name = readers[reader, "btr"], ""
     if store is not None:
         store.require(loaded.fingerprint)
-        size = store_sizes(store.path, store.manifest).state_bytes_per_token
+        name = store.path.name
     rows = ablation_rows(
-        reader, passages, merges=loaded.family != "bert", others=others, stored=store is not None,
+        reader, passages, merges=loaded.family != "bert", others=others, store=name,
         compressed=store is not None and bool(store.manifest.compression),
     )  # fmt: skip
     settings = [row.setting for row in rows]
@@ -53,7 +52,7 @@ def ablation(
     readers |= load_readers([key for key in needed if key not in readers], dtype)
     points = read_all(
         readers, settings, data, find, classes=classes, limit=limit, metric="em", options=options,
-        stored_bytes=size,
+        stores={} if store is None else {name: store},
     )  # fmt: skip
     lines = as_table(rows, points)
     write_json(json, {"task": task, "reader": reader, "rows": lines})

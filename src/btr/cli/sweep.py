@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from btr.evaluate.run import Found
     from btr.evaluate.sweep import Point, Setting
     from btr.readers.base import Mode, Reader
+    from btr.store.reader import TokenStore
 
 COLOURS = {"plain": "#7f7f7f", "decomposed": "#d98c2b", "btr": "#1f6fb4"}
 MARKS = "osD^vP*X"
@@ -43,6 +44,11 @@ def sweep(
     store: Annotated[
         Path | None, typer.Option("--store", help="Retrieve the passages from a store.")
     ] = None,
+    states: Annotated[
+        list[Path] | None,
+        typer.Option("--states", help="A store of the same passages: read its states besides those "
+                     "made now; several compare ways to compress."),
+    ] = None,
     classes: Annotated[
         bool, typer.Option("--classes", help="Every answer is one of the file's classes.")
     ] = False,
@@ -51,7 +57,7 @@ def sweep(
     ] = 200,
     dtype: DtypeOption = None,
 ) -> None:  # fmt: skip
-    """Read questions with every combination of modes, passages and ratios, and draw the result.
+    """Read questions with every combination of modes, passages, ratios and stores, and draw it.
 
     A point is on the front if no other is as accurate, as fast and as small.
     """
@@ -68,13 +74,15 @@ def sweep(
     names = reader or ["minilm"]
     readers = load_readers([(name, mode) for name in names for mode in wanted], dtype)
     merges = {name: loaded.family != "bert" for (name, _), loaded in readers.items()}
+    stores, read_by = stores_of(readers, states or [])
     settings = grid(
         readers, counts, numbers(intra, "--intra", 0, 0.5), numbers(cross, "--cross", 0, 0.5),
-        merges=merges,
+        merges=merges, stores=read_by,
     )  # fmt: skip
     points = read_all(
-        readers, settings, data, passages_from(store, max(counts)), classes=classes, limit=limit
-    )
+        readers, settings, data, passages_from(store, max(counts)), classes=classes, limit=limit,
+        stores=stores,
+    )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     task = task_of(data)
     report = {"task": task, "points": [point.as_dict() for point in points]}
@@ -92,6 +100,32 @@ def load_readers(
 
     chosen = DTYPES[dtype or default_dtype()]
     return {key: load_reader(*key, dtype=chosen) for key in dict.fromkeys(wanted)}
+
+
+def stores_of(
+    readers: Mapping[tuple[str, Mode], Reader], paths: Sequence[Path]
+) -> tuple[dict[str, TokenStore], dict[tuple[str, Mode], list[str]]]:
+    """Stores by what tells them apart, and which of them each reader made.
+
+    Raises:
+        IncompatibleError: None of the readers made a store.
+    """
+    from btr.evaluate.sweep import short_names
+    from btr.store.reader import TokenStore
+
+    shown = short_names(str(path) for path in paths)
+    stores = {shown[str(path)]: TokenStore.open(path) for path in paths}
+    read_by: dict[tuple[str, Mode], list[str]] = {key: [] for key in readers}
+    stored = [key for key in readers if key[1] != "plain"]
+    if stores and not stored:
+        raise UsageError("a plain reader reads no store's states", todo="leave --states out")
+    for name, opened in stores.items():
+        for key in stored:
+            if readers[key].fingerprint == opened.manifest.spec.fingerprint:
+                read_by[key].append(name)
+        if not any(name in names for names in read_by.values()):
+            opened.require(readers[stored[-1]].fingerprint)
+    return stores, read_by
 
 
 def read_all(
@@ -171,7 +205,7 @@ def table(points: Sequence[Point]) -> None:
 def draw(points: Sequence[Point], path: Path, task: str) -> None:
     """Accuracy over speed; colour is the mode, shape the number of passages, the front is ringed.
 
-    Beside a point stand its ratios of merging and, of several readers, which one it is.
+    Beside a point stand its ratios of merging, of several readers which one it is, and its store.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -197,6 +231,7 @@ def draw(points: Sequence[Point], path: Path, task: str) -> None:
                   markeredgewidth=1.4 if p.pareto else 0.5)  # fmt: skip
         merged = bool(p.setting.intra or p.setting.cross)
         said = [f"{p.setting.intra:g}/{p.setting.cross:g}"] * merged + [p.setting.shown] * several
+        said += [p.setting.store] * bool(p.setting.store)
         axes.annotate(" ".join(said), (p.queries_per_s, p.score), xytext=(5, -9),
                       textcoords="offset points", fontsize=7)  # fmt: skip
     sizes: dict[str, dict[str, None]] = {}

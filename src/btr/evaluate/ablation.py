@@ -34,7 +34,7 @@ def ablation_rows(
     *,
     merges: bool,
     others: Mapping[str, str],
-    stored: bool = False,
+    store: str = "",
     compressed: bool = False,
 ) -> list[Row]:
     """The rows that can be read for a reader.
@@ -45,7 +45,7 @@ def ablation_rows(
         merges: Whether its family can merge tokens.
         others: "recovery" and "distillation" to readers trained without them. Their bits are not
             the reader's, so no store has them.
-        stored: Whether btr rows read what a store of the reader has.
+        store: Name of the store of the reader that btr rows read, if they do.
         compressed: Whether that store is compressed.
     """
     ratio = RATIO if merges else 0.0
@@ -56,22 +56,22 @@ def ablation_rows(
         mode: Mode = "btr",
         intra: float = ratio,
         cross: float = ratio,
-        stored: bool = False,
+        store: str = "",
     ) -> Setting:
-        return Setting(name, mode, passages, intra, cross, stored, shown[name])
+        return Setting(name, mode, passages, intra, cross, store, shown[name])
 
     rows = [
         Row("plain reader", setting(mode="plain", intra=0, cross=0), (52.1, None, None)),
-        Row("BTR", setting(stored=stored), (49.5, 31.5, 127)),
+        Row("BTR", setting(store=store), (49.5, 31.5, 127)),
         Row("without binarization", setting(mode="decomposed"), (50.8, 32.3, 12_804)),
     ]
     if compressed:
         rows.append(Row("without offline compression", setting(), (49.8, 31.5, 159)))
     if merges:
         rows += [
-            Row("without intra-passage merging", setting(intra=0, stored=stored),
+            Row("without intra-passage merging", setting(intra=0, store=store),
                 (50.0, 28.1, None)),
-            Row("without cross-passage merging", setting(cross=0, stored=stored),
+            Row("without cross-passage merging", setting(cross=0, store=store),
                 (49.9, 24.6, None)),
         ]  # fmt: skip
     papers = {"recovery": (47.4, None, None), "distillation": (48.2, None, None)}

@@ -1,7 +1,7 @@
-"""Accuracy against speed against storage, over modes, passages and merging ratios.
+"""Accuracy against speed against storage, over modes, passages, merging ratios and stores.
 
 Every question is read with all settings in turn, in an order that rotates, so that what the machine
-does meanwhile falls on all of them alike. Stored states are made before the clock starts.
+does meanwhile falls on all of them alike. States are made, or fetched, before the clock starts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from btr.data.passages import Passage
 from btr.data.questions import Question
 from btr.encoding import completed
 from btr.errors import InputError
 from btr.evaluate.predictions import Prediction
-from btr.evaluate.run import Found, choices_for, figures, given_passages, predict
+from btr.evaluate.run import (
+    NO_PASSAGE,
+    Found,
+    choices_for,
+    figures,
+    given_passages,
+    predict,
+)
 from btr.readers.base import DEFAULT_OPTIONS, Mode, Reader, ReadOptions
 from btr.store.format import PassageState
+from btr.store.reader import TokenStore
+from btr.store.sizes import store_sizes
 
 
 def counted(count: int) -> str:
@@ -36,8 +46,7 @@ class Setting:
         passages: How many a question.
         intra: Ratio of merging inside passages.
         cross: Ratio of merging across passages.
-        stored: Whether states are those that a store has; else they are made before the clock
-            starts.
+        store: Which store's states it reads; without one they are made.
         shown: What tables and plots call the reader (:func:`short_names`); its name if not given.
     """
 
@@ -46,14 +55,15 @@ class Setting:
     passages: int
     intra: float = 0.0
     cross: float = 0.0
-    stored: bool = False
+    store: str = ""
     shown: str = ""
 
     @property
     def label(self) -> str:
         """For tables and plots."""
         merged = f", merging {self.intra:g}/{self.cross:g}" if self.intra or self.cross else ""
-        return f"{self.shown or self.reader} {self.mode}, {counted(self.passages)}{merged}"
+        stored = f", {self.store}" if self.store else ""
+        return f"{self.shown or self.reader} {self.mode}, {counted(self.passages)}{merged}{stored}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,7 @@ def grid(
     cross: Sequence[float],
     *,
     merges: Mapping[str, bool],
+    stores: Mapping[tuple[str, Mode], Sequence[str]],
 ) -> list[Setting]:
     """All settings; merging is left out for readers that cannot, and for all modes but btr.
 
@@ -101,13 +112,18 @@ def grid(
         intra: Ratios.
         cross: Ratios.
         merges: By name, whether a reader can merge tokens.
+        stores: By name and mode, the stores whose states are read besides those made now.
     """
     settings = []
     readers = list(readers)
     shown = short_names(name for name, _ in readers)
     for (name, mode), count in product(readers, passages):
         ratios = list(product(intra, cross)) if merges[name] and mode == "btr" else [(0.0, 0.0)]
-        settings += [Setting(name, mode, count, a, b, shown=shown[name]) for a, b in ratios]
+        settings += [
+            Setting(name, mode, count, a, b, store, shown[name])
+            for store in ("", *stores.get((name, mode), ()))
+            for a, b in ratios
+        ]
     return settings
 
 
@@ -138,7 +154,7 @@ def sweep(
     labels: tuple[str, ...] = (),
     metric: Literal["em", "f1"] = "f1",
     options: ReadOptions = DEFAULT_OPTIONS,
-    stored_bytes: float = 0.0,
+    stores: Mapping[str, TokenStore] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Point]:
     """Read every question with every setting.
@@ -147,23 +163,23 @@ def sweep(
         readers: By name and mode.
         settings: What to try.
         questions: With answers to compare with.
-        find: A question's passages, best first, as many as any setting wants, with the states that
-            a store has of them.
+        find: A question's passages, best first, as many as any setting wants.
         labels: What every answer is one of, in a task of classes.
         metric: What scores are, where answers are no choices; of choices it is the accuracy.
         options: How answers are searched for; ratios of merging are the settings' own.
-        stored_bytes: Of a token in the store.
+        stores: Those that settings name, each with all passages.
         progress: Called with the number of questions done.
 
     Raises:
-        InputError: No question had both answers and passages.
+        InputError: No question had both answers and passages, or a store lacks a passage.
     """
+    stores = stores or {}
     scored: list[list[Prediction]] = [[] for _ in settings]
     chosen, done = True, 0
     stored, tokens = dict.fromkeys(readers, 0), dict.fromkeys(readers, 0)
     for question in questions:
         choices = choices_for(question, labels)
-        passages, held = given_passages(find(question), choices)
+        passages, _ = given_passages(find(question), choices)
         if not passages or not question.answers:
             continue
         chosen = chosen and bool(choices)
@@ -174,15 +190,15 @@ def sweep(
             stored[key] += sum(state.rows.nbytes for state in made)
             tokens[key] += sum(len(state.rows) for state in made)
         from_store = {
-            key: completed(readers[key], passages, held or [None] * len(passages))
-            for key in {(s.reader, s.mode) for s in settings if s.stored}
+            (key, name): completed(readers[key], passages, held_states(stores[name], passages))
+            for key, name in {((s.reader, s.mode), s.store) for s in settings if s.store}
         }
         for i in range(len(settings)):
             number = (i + done) % len(settings)
             setting = settings[number]
             key = (setting.reader, setting.mode)
             count = setting.passages
-            kept = (from_store if setting.stored else states).get(key)
+            kept = from_store[key, setting.store] if setting.store else states.get(key)
             scored[number] += predict(
                 readers[key], [question], [(passages[:count], kept and kept[:count])],
                 labels=labels, use_states=kept is not None,
@@ -195,16 +211,29 @@ def sweep(
     if not done:
         raise InputError("no question has both answers and passages",
                          todo="give --store to retrieve passages")  # fmt: skip
-    points = []
+    points, sizes = [], {name: store_sizes(s.path, s.manifest) for name, s in stores.items()}
     for setting, predictions in zip(settings, scored, strict=True):
         report = figures(predictions, choices=chosen)
         name, key = "accuracy" if chosen else metric, (setting.reader, setting.mode)
-        size = stored_bytes if setting.stored else stored[key] / max(1, tokens[key])
+        size = stored[key] / max(1, tokens[key])
+        if setting.store:
+            size = sizes[setting.store].state_bytes_per_token
         low, high = report[f"{name}_interval"]
         points.append(
             Point(setting, report[name], (low, high), report["queries_per_s"], round(size, 2), name)
         )
     return mark_pareto(points)
+
+
+def held_states(store: TokenStore, passages: Sequence[Passage]) -> Sequence[PassageState | None]:
+    """What a store has of passages; None where there are no states.
+
+    Raises:
+        InputError: It lacks a passage.
+    """
+    if list(passages) == [NO_PASSAGE]:
+        return [None]
+    return store.held_states([store.ordinal(passage.id) for passage in passages])
 
 
 def mark_pareto(points: Sequence[Point]) -> list[Point]:
