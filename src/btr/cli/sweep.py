@@ -231,11 +231,11 @@ def draw(points: Sequence[Point], path: Path, task: str) -> None:
                   markeredgewidth=1.4 if p.pareto else 0.5)  # fmt: skip
         merged = bool(p.setting.intra or p.setting.cross)
         said = [f"{p.setting.intra:g}/{p.setting.cross:g}"] * merged + [p.setting.shown] * several
-        said += [p.setting.store] * bool(p.setting.store)
+        said += [f"{p.setting.store}, {p.bytes_per_token:.3g} B"] * bool(p.setting.store)
         axes.annotate(" ".join(said), (p.queries_per_s, p.score), xytext=(5, -9),
                       textcoords="offset points", fontsize=7)  # fmt: skip
     sizes: dict[str, dict[str, None]] = {}
-    for p in points:
+    for p in (p for p in points if not p.setting.store):
         sizes.setdefault(p.setting.mode, {})[f"{p.bytes_per_token:g}"] = None
     handles = [
         Line2D([], [], color=COLOURS[mode], marker="o", linestyle="",
