@@ -33,6 +33,7 @@ ORDER = [
     "encoding",
     "cluster",
     "indexing",
+    "repairing",
     "planning",
     "occurrences",
     "coding_shards",

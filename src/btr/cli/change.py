@@ -1,4 +1,4 @@
-"""``btr add``, ``remove``, ``compact`` and ``compress``: change a store."""
+"""``btr add``, ``remove``, ``compact``, ``compress``: change a store; ``repair``: mend it."""
 
 from __future__ import annotations
 
@@ -209,6 +209,38 @@ def copy(
     from btr.store.remote import copy_store
 
     _report(store, copy_store(store, address), f"copied to {address}", json)
+
+
+def repair(
+    store: StoreArgument,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Files and folders that it was built from.", show_default=False),
+    ],
+    json: JsonOption = "",
+) -> None:  # fmt: skip
+    """Make damaged or missing files of a store again from its sources, to the byte.
+
+    Only what is damaged is encoded. A store that was added to or compressed cannot be repaired.
+    """
+    from btr.readers.load import load_store_reader
+    from btr.repairing import repair_store
+    from btr.store.generations import Lease
+
+    lease = Lease(store)
+    try:
+        reader = load_store_reader(lease.manifest.spec.settings)
+    finally:
+        lease.release()
+    with progress("") as bar:
+        task = bar.add_task("reading sources", total=None)
+        mended = repair_store(
+            sources, store, reader,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    write_json(json, {"store": str(store), "mended": mended})
+    said = ", ".join(mended) if mended else "nothing was damaged"
+    console(json).print(f"{store}: {'mended ' if mended else ''}{said}")
 
 
 def _own_reader(store: TokenStore) -> tuple[Reader, dict[str, str]]:

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from btr.cli.ask import ask
 from btr.cli.bench import bench
-from btr.cli.change import add, compact, compress, copy, remove
+from btr.cli.change import add, compact, compress, copy, remove, repair
 from btr.cli.demo import demo
 from btr.cli.evaluate import evaluate
 from btr.cli.index import index
@@ -57,6 +57,7 @@ app.command()(index)
 app.command()(ask)
 app.command()(info)
 app.command()(verify)
+app.command()(repair)
 app.command()(add)
 app.command()(remove)
 app.command()(compact)

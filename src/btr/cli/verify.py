@@ -34,7 +34,8 @@ def verify(
     )
     if not report.ok:
         found = len(report.damage)
-        print(f"{store}: {found} fault{'s' * (found > 1)}; build the store again", file=sys.stderr)
+        print(f"{store}: {found} fault{'s' * (found > 1)}; btr repair, or build the store again",
+              file=sys.stderr)  # fmt: skip
         raise typer.Exit(CorruptError.exit_status)
     console(json).print(
         f"{store}: sound; {report.passages:,} passages, {report.files} files, "

@@ -185,6 +185,23 @@ class Building:
         files.write_file(file, data)
         return manifest
 
+    def put_back(self, entry: FileEntry) -> None:
+        """Let a file made again take the place of the damaged one that it equals.
+
+        Raises:
+            CorruptError: It came out otherwise; nothing has changed.
+        """
+        made = file_entry(self.root, entry.name)
+        if made != entry:
+            raise CorruptError(
+                "a file made again is not the one that was written",
+                where=str(self.target / entry.name), expected=f"digest {entry.sha256}",
+                found=made.sha256,
+                todo="repair it where the store was built, or build the store again",
+            )  # fmt: skip
+        self._folders_for(entry.name)
+        files.rename(self.root / entry.name, self.target / entry.name)
+
     def lasting_files(self) -> list[FileEntry]:
         """The base's files that last where passages are only added or removed."""
         if self.base is None:
@@ -200,9 +217,22 @@ class Building:
         size = next(entry.bytes for entry in self.base.others if entry.name == name)
         return load_removed(self.target / name, self.base, size)
 
-    def derive(self, derive: Derive, passages: Iterator[Passage], first: int) -> list[str]:
-        """Have a lexical index written; the names of its files, all on disk for good."""
-        name = lexical_name(self.generation)
+    def derive(
+        self,
+        derive: Derive,
+        passages: Iterator[Passage],
+        first: int,
+        generation: int | None = None,
+    ) -> list[str]:
+        """Have a lexical index written; the names of its files, all on disk for good.
+
+        Args:
+            derive: Writes it.
+            passages: In ordinal order.
+            first: Ordinal of the first one.
+            generation: Whose index it is; that of the generation that is made if not given.
+        """
+        name = lexical_name(self.generation if generation is None else generation)
         folder = self.root / name
         for parent in (folder.parent, folder):
             files.make_folder(parent)
