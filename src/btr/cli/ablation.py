@@ -42,7 +42,7 @@ def ablation(
     loaded, name = readers[reader, "btr"], ""
     if store is not None:
         store.require(loaded.fingerprint)
-        name = store.path.name
+        name = str(store.path)
     rows = ablation_rows(
         reader, passages, merges=loaded.family != "bert", others=others, store=name,
         compressed=store is not None and bool(store.manifest.compression),
