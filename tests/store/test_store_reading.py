@@ -6,6 +6,8 @@ import errno
 import gc
 import itertools
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -169,6 +171,39 @@ def test_threads_share_a_store_and_its_few_descriptors(store: TokenStore) -> Non
         thread.join()
     assert not wrong
     assert len(store._open) <= 3
+
+
+FORKING = """
+import os, sys
+from btr.store import TokenStore
+
+store = TokenStore.open(sys.argv[1])
+
+def read():
+    return [
+        (store.passages([i]), store.states([i])[0].rows.tobytes(), store.ordinal(f"id-{i:05d}"))
+        for i in range(40)
+    ]
+
+expected = read()
+children = []
+for _ in range(4):
+    child = os.fork()
+    if not child:
+        os._exit(0 if all(read() == expected for _ in range(20)) else 1)
+    children.append(child)
+assert all(read() == expected for _ in range(20))
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+assert read() == expected
+print("ok")
+"""
+
+
+def test_processes_that_are_forked_off_read_an_open_store(store: TokenStore) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, store.path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 
 def descriptors() -> int:
