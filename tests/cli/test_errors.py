@@ -236,7 +236,10 @@ def test_verify_lists_all_damage(run: Run, store: Path) -> None:
     assert len(listed) == len(report["damage"]) >= 4
     for name in ("00000000.btr", "ids.sqlite", "extra"):
         assert any(name in line for line in listed)
-    assert err.splitlines()[-1] == f"{store}: {len(listed)} faults; build the store again"
+    assert (
+        err.splitlines()[-1]
+        == f"{store}: {len(listed)} faults; btr repair, or build the store again"
+    )
 
 
 def test_another_stores_shard(run: Run, store: Path, tiny: Path, tmp_path: Path) -> None:
