@@ -201,6 +201,11 @@ def _chosen_states(
     return [next(made) if yes else None for yes in chosen]
 
 
+def sources_digest(digest: str, options: IngestOptions | None) -> str:
+    """What a store says of its sources: their digest and how they were read."""
+    return f"{digest} {options or IngestOptions()}"
+
+
 def spec_of(
     reader: Reader,
     embedder: Embedder,
@@ -230,7 +235,7 @@ def spec_of(
         fingerprint=reader.fingerprint,
         dense_dim=embedder.dim,
         passages_per_shard=shard_passages,
-        sources_digest=f"{digest} {options or IngestOptions()}",
+        sources_digest=sources_digest(digest, options),
         settings={
             "reader": reader.name,
             "mode": reader.mode,

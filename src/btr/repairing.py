@@ -7,10 +7,11 @@ from pathlib import Path
 
 from btr.data.ledger import Ledger
 from btr.data.plan import plan_sources
-from btr.data.sources import IngestOptions, read_passages
+from btr.data.sources import read_passages
 from btr.encoding import batches, shard_states
 from btr.errors import IncompatibleError
-from btr.readers.base import Reader
+from btr.indexing import sources_digest
+from btr.readers.load import load_store_reader
 from btr.retrieval.dense import Embedder, quantize
 from btr.retrieval.hybrid import build_indexes
 from btr.store.format import Manifest, mapping_difference
@@ -20,7 +21,6 @@ from btr.store.repair import Shard, repair
 def repair_store(
     sources: Sequence[Path],
     path: Path,
-    reader: Reader,
     *,
     embedder: Embedder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -32,7 +32,6 @@ def repair_store(
     Args:
         sources: Those that the store was built from.
         path: The store, as it was built: nothing added, removed or compressed.
-        reader: The one that built it, in the same arithmetic.
         embedder: For dense retrieval; None loads the default one.
         progress: Called with (bytes of sources read, bytes in all).
 
@@ -40,20 +39,21 @@ def repair_store(
         Names of the mended files.
 
     Raises:
-        IncompatibleError: The sources or the reader are others.
+        IncompatibleError: The sources are others, or the reader that the store names is by now.
         UsageError, InputError, CorruptError, LockedError, ResourceError: As
             :func:`btr.store.repair.repair` and the reading of sources raise them.
     """
 
     def remake(manifest: Manifest, numbers: list[int]) -> Iterator[Shard]:
         spec = manifest.spec
+        reader = load_store_reader(spec.settings)
         found = mapping_difference(reader.fingerprint, spec.fingerprint)
         if found is not None:
             name, readers, stores = found
             raise IncompatibleError(f"another reader has built this store: {name} differs",
                                     where=str(path), expected=stores, found=readers)  # fmt: skip
         plan = plan_sources(sources)
-        digest = f"{plan.digest(progress)} {IngestOptions()}"
+        digest = sources_digest(plan.digest(progress), None)
         if digest != spec.sources_digest:
             raise IncompatibleError("the store was built from other sources", where=str(path),
                                     expected=spec.sources_digest, found=digest,

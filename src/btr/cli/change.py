@@ -223,19 +223,12 @@ def repair(
 
     Only what is damaged is encoded. A store that was added to or compressed cannot be repaired.
     """
-    from btr.readers.load import load_store_reader
     from btr.repairing import repair_store
-    from btr.store.generations import Lease
 
-    lease = Lease(store)
-    try:
-        reader = load_store_reader(lease.manifest.spec.settings)
-    finally:
-        lease.release()
     with progress("") as bar:
         task = bar.add_task("reading sources", total=None)
         mended = repair_store(
-            sources, store, reader,
+            sources, store,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     write_json(json, {"store": str(store), "mended": mended})

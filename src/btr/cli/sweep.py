@@ -120,11 +120,11 @@ def stores_of(
     if stores and not stored:
         raise UsageError("a plain reader reads no store's states", todo="leave --states out")
     for name, opened in stores.items():
-        for key in stored:
-            if readers[key].fingerprint == opened.manifest.spec.fingerprint:
-                read_by[key].append(name)
-        if not any(name in names for names in read_by.values()):
+        makers = [k for k in stored if readers[k].fingerprint == opened.manifest.spec.fingerprint]
+        if not makers:
             opened.require(readers[stored[-1]].fingerprint)
+        for key in makers:
+            read_by[key].append(name)
     return stores, read_by
 
 

@@ -306,10 +306,8 @@ class TokenStore:
 
     def iter_passages(self) -> Iterator[Passage]:
         """All passages in ordinal order, removed ones among them."""
-        for index, entry in enumerate(self.manifest.shards):
-            shard = self._shard(index)
-            for record in range(entry.passages):
-                yield shard.passage(record)
+        for index in range(len(self.manifest.shards)):
+            yield from self._shard(index).passages()
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Dense vectors shard by shard, in ordinal order: int8 ``[n, dense_dim]``, read-only."""

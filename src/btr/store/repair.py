@@ -18,7 +18,7 @@ from btr.store.building import Building, Derive, changing
 from btr.store.format import FileEntry, Manifest, PassageState
 from btr.store.ids import build_ids
 from btr.store.names import SHARDS, ids_name, lexical_name
-from btr.store.shard import absent_record, state_record
+from btr.store.shard import record_of
 from btr.store.shard_file import ShardFile, write_shard_file
 
 Shard = tuple[int, Sequence[Passage], Sequence[PassageState | None], np.ndarray]
@@ -57,6 +57,7 @@ def repair(
             raise UsageError("a store that was changed cannot be made again from its sources",
                              where=", ".join(wrong), found=f"generation {base.generation}",
                              todo="restore it from a copy, or build it again")  # fmt: skip
+        damaged = list(wrong)
         building.start_over()
         try:
             files.make_folder(building.root / SHARDS)
@@ -65,12 +66,11 @@ def repair(
         finally:
             # Of no use to anyone else: what came out right is in its place.
             building.discard()
-        left = [name for name in wrong if not _sound(building.target, wrong[name])]
-        if left:
-            raise CorruptError("files that nothing here can make again", where=", ".join(left),
+        if wrong:
+            raise CorruptError("files that nothing here can make again", where=", ".join(wrong),
                                todo="restore them from a copy, or build the store again",
                                )  # fmt: skip
-        return list(wrong)
+        return damaged
 
 
 def _sound(target: Path, entry: FileEntry) -> bool:
@@ -86,32 +86,33 @@ def _repair_shards(
     wrong: dict[str, FileEntry],
     remake: Callable[[Manifest, list[int]], Iterator[Shard]],
 ) -> None:
+    """Put back the shards among wrong files, and take them out of these."""
     numbers = [shard.number for shard in base.shards if shard.name in wrong]
     if not numbers:
         return
     names = {shard.number: shard.name for shard in base.shards}
     for number, passages, states, vectors in remake(base, numbers):
-        records = [absent_record() if s is None else state_record(s) for s in states]
         write_shard_file(
             building.root / names[number], base.spec, base.spec.store_id, number, passages,
-            records, vectors,
+            [record_of(state) for state in states], vectors,
         )  # fmt: skip
-        building.put_back(wrong[names[number]])
+        building.put_back(wrong.pop(names[number]))
 
 
 def _repair_indexes(
     building: Building, base: Manifest, wrong: dict[str, FileEntry], derive: Derive
 ) -> None:
+    """The same for the id table and the lexical index."""
     name = ids_name(0)
     if name in wrong:
         ids = (passage.id for passage in _passages(building, base))
         build_ids(building.root / name, ids)
-        building.put_back(wrong[name])
+        building.put_back(wrong.pop(name))
     lexical = [name for name in wrong if name.startswith(f"{lexical_name(0)}/")]
     if lexical:
         building.derive(derive, _passages(building, base), 0, generation=0)
         for name in lexical:
-            building.put_back(wrong[name])
+            building.put_back(wrong.pop(name))
 
 
 def _passages(building: Building, base: Manifest) -> Iterator[Passage]:
@@ -121,5 +122,4 @@ def _passages(building: Building, base: Manifest) -> Iterator[Passage]:
             building.target / entry.name, base.spec, base.spec.store_id, entry.number,
             entry.passages, entry.bytes,
         )  # fmt: skip
-        for record in range(entry.passages):
-            yield shard.passage(record)
+        yield from shard.passages()

@@ -297,6 +297,11 @@ def absent_record() -> StateRecord:
     return StateRecord(_STATE.pack(0, 0, ABSENT, 0), np.empty(0, np.uint8))
 
 
+def record_of(state: PassageState | None) -> StateRecord:
+    """The record of a state as it is, or of none."""
+    return absent_record() if state is None else state_record(state)
+
+
 def check_state(state: PassageState, row_bytes: int) -> None:
     """Refuse a state that has no place in a store with rows of ``row_bytes``.
 

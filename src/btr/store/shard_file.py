@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -183,6 +183,15 @@ class ShardFile:
         if state is None:
             raise self._damaged("state", record)
         return state
+
+    def passages(self) -> Iterator[Passage]:
+        """All of them, in order.
+
+        Raises:
+            CorruptError: A record is damaged.
+        """
+        for record in range(self._n):
+            yield self.passage(record)
 
     def passage(self, record: int) -> Passage:
         """One passage of this shard."""

@@ -40,7 +40,7 @@ from btr.store.names import (
     shard_name,
 )
 from btr.store.reader import check_files
-from btr.store.shard import absent_record, check_state, state_record
+from btr.store.shard import check_state, record_of
 from btr.store.shard_file import ShardFile, write_shard_file
 
 UNBOUND = ("btr", "reader")
@@ -384,8 +384,7 @@ class StoreWriter:
                 self._root / shard_name(commit.shard), self._spec, self._store_id, commit.shard,
                 commit.passages, commit.bytes,
             )  # fmt: skip
-            for record in range(commit.passages):
-                yield shard.passage(record)
+            yield from shard.passages()
 
 
 def commit_shard(
@@ -424,7 +423,7 @@ def commit_shard(
             check_state(state, spec.row_bytes)
     commit = write_shard_file(
         root / shard_name(shard), spec, store_id, shard, passages,
-        [absent_record() if state is None else state_record(state) for state in states], vectors,
+        [record_of(state) for state in states], vectors,
     )  # fmt: skip
     files.write_file(root / commit_name(shard), encode_commit(commit))
     return commit
